@@ -1,0 +1,1 @@
+"""Ground: the message, its codec, the broker port and the bus."""
