@@ -1,0 +1,50 @@
+"""What admission says of a record, and what kind of record it looks at."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+from ..bus.kinds import ATTEMPT_FAILED, ATTEMPT_STARTED, COMPENSATION_STARTED, CONTROL, EFFECT_INTENDED, EFFECT_UNKNOWN
+from ..bus.kinds import ENGINE, TIMER_SET
+from ..bus.message import Envelope
+
+
+class Verdict(StrEnum):
+    """Pure function of the log before the record; the first verdict of an id is final."""
+
+    ADMITTED = "admitted"
+    DUPLICATE = "duplicate"
+    STALE = "stale"
+    CONFLICT = "conflict"
+    LATE = "late"
+    VOID = "void"
+    INVALID = "invalid"
+    LEDGER = "ledger"
+    MISPLACED = "misplaced"
+
+
+PROVISIONAL = frozenset(
+    {EFFECT_INTENDED, EFFECT_UNKNOWN, TIMER_SET, ATTEMPT_STARTED, ATTEMPT_FAILED, COMPENSATION_STARTED}
+)
+
+
+def is_reply(r: Envelope) -> bool:
+    """An answer that came from another workflow."""
+    return r.origin is not None and r.in_reply_to is not None
+
+
+def is_outside(r: Envelope) -> bool:
+    """An input of the workflow: written by nobody in it, neither control nor an answer from another workflow."""
+    return r.generation is None and r.work is None and r.message_type not in ENGINE and not is_reply(r)
+
+
+def is_control(r: Envelope) -> bool:
+    """A record that changes what is open, not what was said."""
+    return r.message_type in CONTROL
+
+
+def is_final(r: Envelope) -> bool:
+    """False for what is followed by more of the same step: intents, timers, starts, failures that are tried again."""
+    if r.message_type in PROVISIONAL:
+        return False
+    return not r.message_type.endswith("_failed") or bool(getattr(r.fact, "final", False))
