@@ -111,11 +111,15 @@ class Input(Struct, gc=False, array_like=True):
     ref: Ref
 
 
-class Entry(Struct, gc=False, array_like=True):
-    """A record on the path. `envelope` is None where the state came from a checkpoint."""
+class Entry(Struct, gc=False, array_like=True, omit_defaults=True):
+    """A record on the path. `envelope` is None where the state came from a checkpoint.
+
+    `obliges` are the agents that listened when it came, None until it is known whom it obliges.
+    """
 
     id: str
     ref: Ref
+    obliges: tuple[str, ...] | None = None
     envelope: Envelope | None = None
 
 
@@ -143,7 +147,7 @@ class View(Struct, gc=False):
     unclaimed: list[Input] = field(default_factory=list)
     owed_answers: list[str] = field(default_factory=list)
     origins: dict[str, str] = field(default_factory=dict)
-    first: str = ""
+    news: list[tuple[str, str, str]] = field(default_factory=list)
     inputs: int = 0
     cancelled_at: int = 0
 
@@ -218,12 +222,17 @@ class View(Struct, gc=False):
             yield from by_agent.values()
 
     # ---- the fold --------------------------------------------------------------------------------------------------
-    def apply(self, r: Envelope, ref: Ref, listeners: dict[str, tuple[str, ...]]) -> None:
-        """Let an admitted record join the path. `listeners` are the partition's, below this record."""
-        self.path.append(Entry(r.id, ref, r))
+    def apply(
+        self, r: Envelope, ref: Ref, listeners: dict[str, tuple[str, ...]], obliges: tuple[str, ...] | None = None
+    ) -> None:
+        """Let an admitted record join the path. `listeners` are the partition's, below this record.
+
+        `obliges` is given where a rollback applies the record again: whom it obliged then, it obliges now.
+        """
+        self.news = []
+        entry = Entry(r.id, ref, obliges, r)
+        self.path.append(entry)
         version = self.at[r.id] = len(self.path)
-        if not self.first:
-            self.first = r.id
         outside = is_outside(r)
         self.inputs += outside
         kind = r.message_type
@@ -233,7 +242,7 @@ class View(Struct, gc=False):
             if kind in kinds.ANSWERS:
                 self._close(self.requests[self.requests[r.in_reply_to].root], r, version, ref, kind)
         elif kind not in kinds.ENGINE:
-            self._notify(r, version, ref, listeners, outside)
+            self._notify(r, version, entry, listeners, outside)
         elif kind in kinds.CONTROL:
             self._control(r, version, ref)
         if r.work is not None:
@@ -274,24 +283,29 @@ class View(Struct, gc=False):
         return h
 
     def _notify(
-        self, r: Envelope, version: int, ref: Ref, listeners: dict[str, tuple[str, ...]], outside: bool
+        self, r: Envelope, version: int, entry: Entry, listeners: dict[str, tuple[str, ...]], outside: bool
     ) -> None:
         if r.to is not None:
             return
         if outside:
-            given = Input(r.id, version, r.message_type, r.receiver_id, ref)
+            given = Input(r.id, version, r.message_type, r.receiver_id, entry.ref)
             self.inbox.append(given)
             if self._receive(given):
+                entry.obliges = ()
                 return
+        if entry.obliges is None:
+            entry.obliges = self._obliged(r, listeners)
+        if entry.obliges is None:
+            self.unclaimed.append(Input(r.id, version, r.message_type, r.receiver_id, entry.ref))
+        for agent in entry.obliges or ():
+            self._open(r, agent, version, entry.ref)
+
+    def _obliged(self, r: Envelope, listeners: dict[str, tuple[str, ...]]) -> tuple[str, ...] | None:
         if r.receiver_id == "*":
-            for agent, wanted in listeners.items():
-                if agent != r.sender_id and r.message_type in wanted:
-                    self._open(r, agent, version, ref)
-        elif r.receiver_id in listeners:
-            if r.message_type in listeners[r.receiver_id]:
-                self._open(r, r.receiver_id, version, ref)
-        else:
-            self.unclaimed.append(Input(r.id, version, r.message_type, r.receiver_id, ref))
+            return tuple(a for a, wanted in listeners.items() if a != r.sender_id and r.message_type in wanted)
+        if r.receiver_id not in listeners:
+            return None
+        return (r.receiver_id,) if r.message_type in listeners[r.receiver_id] else ()
 
     def claim(self, agent: str, wanted: tuple[str, ...]) -> None:
         """An `owner` record names the agent for the first time: what was addressed to it obliges it now."""
@@ -314,16 +328,21 @@ class View(Struct, gc=False):
             h = self.handlings[key[1]][key[0]]
             if given.receiver not in (h.agent, "*") or given.version <= h.version:
                 continue
-            for st in h.steps.values():
+            for path, st in h.steps.items():
                 if st.receives == given.kind and not st.settled:
-                    self._take(h, st, given, given.version)
+                    self._take(h, path, given, given.version)
                     took = True
                     break
         return took
 
-    def _take(self, h: Handling, st: Step, given: Input, version: int) -> None:
+    def _settle(self, h: Handling, path: str, version: int, ref: Ref, kind: str, failed: bool) -> None:
+        st = h.steps[path]
+        st.settled, st.value, st.value_kind, st.failed = version, ref, kind, failed
+        self.news.append((h.agent, h.message, path))
+
+    def _take(self, h: Handling, path: str, given: Input, version: int) -> None:
         h.taken.append(given.id)
-        st.settled, st.value, st.value_kind = version, given.ref, given.kind
+        self._settle(h, path, version, given.ref, given.kind, False)
         for other in list(self.handlings.get(given.id, {}).values()):
             if not other.closed and other.key != h.key:
                 self._end(other, version, "received")
@@ -383,25 +402,26 @@ class View(Struct, gc=False):
         elif kind == kinds.EFFECT_UNKNOWN:
             st.intent = ""
         elif isinstance(fact, facts.TimerSet):
-            self._set_timer(h, st, fact, version)
+            self._set_timer(h, r.work.step, fact, version)
         elif isinstance(fact, facts.EffectFailed) and not fact.final:
             st.tries, st.due = st.tries + 1, fact.due
         elif kind == kinds.TIMER_FIRED and st.request:
             self._close(self.requests[st.request], r, version, ref, kind)
         elif not st.settled:
-            st.settled, st.value, st.value_kind = version, ref, kind
-            st.failed = kind == kinds.EFFECT_FAILED or (kind == kinds.TIMER_FIRED and bool(st.receives))
+            failed = kind == kinds.EFFECT_FAILED or (kind == kinds.TIMER_FIRED and bool(st.receives))
+            self._settle(h, r.work.step, version, ref, kind, failed)
             if kind == kinds.STATE_CHANGED:
                 self.patches.append((version, ref))
 
-    def _set_timer(self, h: Handling, st: Step, fact: facts.TimerSet, version: int) -> None:
+    def _set_timer(self, h: Handling, path: str, fact: facts.TimerSet, version: int) -> None:
+        st = h.steps[path]
         st.timer, st.due, st.receives = True, fact.due, fact.kind
         if not fact.kind:
             return
         for given in self.inbox:
             fits = given.kind == fact.kind and given.receiver in (h.agent, "*") and given.version > h.version
             if fits and given.id not in h.taken:
-                self._take(h, st, given, version)
+                self._take(h, path, given, version)
                 return
 
     def _end(self, h: Handling, version: int, end: str) -> None:
@@ -427,9 +447,9 @@ class View(Struct, gc=False):
         for request in (q.id, *q.sharers):
             shared = self.requests[request]
             st = self.step_of(shared)
-            if st is not None and not st.settled:
-                st.settled, st.value, st.value_kind = version, ref, kind
-                st.failed = kind != kinds.TASK_RESPONSE
+            if st is not None and not st.settled and shared.asker is not None:
+                h = self.handlings[shared.asker[1]][shared.asker[0]]
+                self._settle(h, shared.step, version, ref, kind, kind != kinds.TASK_RESPONSE)
             origin = shared.origin
             if origin is not None and not (kind in kinds.ANSWERS and r.to == origin.workflow):
                 self.owed_answers.append(shared.id)

@@ -243,10 +243,6 @@ def _redrive_lawful(s: Workflow, fact: facts.Redriven) -> bool:
     ended = bool(h.closed) and h.end in (kinds.DEAD_LETTERED, kinds.ERROR_REPORT)
     if not ended and not (fact.keep == "none" and not h.closed and h.begun):
         return False
-    if h.key in v.holding or not ended:
-        pass
-    elif h.closed < v.cancelled_at:
-        return False
     q = v.requests.get(h.message)
     if q is not None and ended:
         st = v.step_of(v.requests[q.root])
@@ -301,7 +297,7 @@ def rolled_back(
 
 def _reapply(view: View, entry: Entry, listeners: Listeners) -> None:
     assert entry.envelope is not None
-    view.apply(entry.envelope, entry.ref, listeners)
+    view.apply(entry.envelope, entry.ref, listeners, entry.obliges)
 
 
 def _apply_inputs(
@@ -310,7 +306,7 @@ def _apply_inputs(
 ) -> bool:  # fmt: skip
     fixes = corrections(r, fact)
     again = [lost.get(i) for i in fact.reapply]
-    brought = [Entry(x.id, (position, i), x) for i, x in enumerate(fixes)]
+    brought = [Entry(x.id, (position, i), None, x) for i, x in enumerate(fixes)]
     if any(x.id in s.verdicts for x in fixes):
         return False
     for entry in [*again, *brought]:

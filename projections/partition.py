@@ -1,0 +1,245 @@
+"""The fold of one partition: who listens, who owns, and the workflows that are not complete."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from msgspec import Struct, field
+
+from ..bus import facts, kinds
+from ..bus.broker import Stored
+from ..bus.codec import envelope
+from ..bus.errors import UndecodableRecord
+from ..bus.ids import record_key
+from ..bus.message import Envelope
+from ..bus.partition import partition_of
+from .frozen import freeze, peek, thaw
+from .verdict import Verdict
+from .workflow import Listeners, NeedsHistory, Workflow
+
+STUBS = 100_000
+RECENT = 256
+
+
+class Ownership(Struct, gc=False, array_like=True):
+    """The newest `owner` of a group below a position."""
+
+    epoch: int
+    position: int
+    member: str = ""
+    pid: int = 0
+    released: bool = False
+    deaths: int = 0
+
+
+class Folded(NamedTuple):
+    """A record that was folded. `workflow` is None for a partition's own record and for a stray."""
+
+    position: int
+    envelope: Envelope
+    verdict: Verdict
+    workflow: Workflow | None
+    value: bytes
+
+
+class Shared(Struct, array_like=True):
+    """What a checkpoint keeps of the partition besides its workflows."""
+
+    listeners: Listeners
+    groups: dict[str, Ownership]
+    stubs: list[tuple[bytes, int, int]] = field(default_factory=list)
+    strays: list[int] = field(default_factory=list)
+    unclaimed: dict[str, list[str]] = field(default_factory=dict)
+    undecodable: int = 0
+    forgot: bool = False
+
+
+class PartitionFold:
+    """Folds every record of one partition, in order. The same log gives the same fold in every process."""
+
+    def __init__(self, partition: int, partitions: int) -> None:
+        self.partition = partition
+        self.partitions = partitions
+        self.listeners: Listeners = {}
+        self.groups: dict[str, Ownership] = {}
+        self.live: dict[str, Workflow] = {}
+        self.entries: dict[str, bytes] = {}
+        self.stubs: OrderedDict[bytes, tuple[int, int]] = OrderedDict()
+        self.recent: OrderedDict[str, Workflow] = OrderedDict()
+        self.strays: dict[int, None] = {}
+        self.unclaimed: dict[str, dict[str, None]] = {}
+        self.undecodable = 0
+        self.forgot = False
+        self.position = 0
+        self.last_id = ""
+        self.changed: set[str] = set()
+        self.gone: set[str] = set()
+
+    # ---- folding ---------------------------------------------------------------------------------------------------
+    def open_envelope(self, stored: Stored) -> Envelope | None:
+        """Decode a record; bytes that are no record are counted and skipped."""
+        try:
+            return envelope(stored.value)
+        except UndecodableRecord:
+            self.undecodable += 1
+            self.position = max(self.position, stored.position)
+            return None
+
+    def needs_history(self, r: Envelope) -> bool:
+        """The workflow's earlier records must be read by key (`restore`) before this one can be judged."""
+        correlation = r.correlation_id
+        if r.message_type in kinds.PARTITION or self.is_stray(r) or correlation in self.recent:
+            return False
+        w = self.find(correlation)
+        if w is not None:
+            return not w.whole and r.message_type == kinds.ROLLED_BACK
+        if record_key(correlation) in self.stubs:
+            return True
+        return self.forgot and self._continues(r)
+
+    @staticmethod
+    def _continues(r: Envelope) -> bool:
+        if r.expected is not None and r.expected.version == 0:
+            return True
+        control = r.message_type in kinds.CONTROL or r.message_type in kinds.LEDGER
+        written = r.work is not None or r.generation is not None or r.expected is not None
+        return control or written or r.in_reply_to is not None or r.causation_id is not None
+
+    def is_stray(self, r: Envelope) -> bool:
+        """The record does not belong to this partition."""
+        return r.message_type not in kinds.PARTITION and partition_of(r.correlation_id, self.partitions) != self.partition
+
+    def fold(self, stored: Stored, r: Envelope) -> Folded:
+        """Fold one record. `needs_history` must have been asked, and answered by `restore`."""
+        position = stored.position
+        self.position, self.last_id = position, r.id
+        if r.message_type in kinds.PARTITION:
+            self._own(r, position)
+            return Folded(position, r, Verdict.LEDGER, None, stored.value)
+        if self.is_stray(r):
+            self.strays[position] = None
+            return Folded(position, r, Verdict.MISPLACED, None, stored.value)
+        w = self.workflow(r.correlation_id)
+        verdict = w.admit(r, position, self.listeners)
+        self.changed.add(w.correlation)
+        for u in w.view.unclaimed:
+            self.unclaimed.setdefault(u.receiver, {})[w.correlation] = None
+        return Folded(position, r, verdict, w, stored.value)
+
+    def workflow(self, correlation: str) -> Workflow:
+        """Return the workflow, thawed if it was frozen, new if nobody knows it."""
+        w = self.find(correlation)
+        if w is None:
+            w = self.recent.pop(correlation, None) or Workflow(correlation)
+            self.live[correlation] = w
+            self.stubs.pop(record_key(correlation), None)
+        return w
+
+    def find(self, correlation: str) -> Workflow | None:
+        """Return the workflow if it is not complete, thawed if it was frozen."""
+        w = self.live.get(correlation)
+        if w is None and correlation in self.entries:
+            w = self.live[correlation] = thaw(self.entries.pop(correlation))
+        return w
+
+    def restore(self, correlation: str, records: list[Stored]) -> None:
+        """Fold the earlier records of a workflow again (those below the current position, read by key)."""
+        w, listeners = Workflow(correlation), dict[str, tuple[str, ...]]()
+        for stored in records:
+            if stored.position > self.position:
+                break
+            try:
+                r = envelope(stored.value)
+            except UndecodableRecord:
+                continue
+            if stored.key is None or r.message_type in kinds.PARTITION:
+                for agent, wanted in list(_listen(listeners, r)):
+                    w.view.claim(agent, wanted)
+            elif r.correlation_id == correlation:
+                w.admit(r, stored.position, dict(listeners))
+        self.entries.pop(correlation, None)
+        self.live.pop(correlation, None)
+        if w.last:
+            self.recent[correlation] = w
+
+    def settle(self, w: Workflow) -> bool:
+        """Keep only a stub of a workflow that is complete; True if it is. Call it after a batch was folded."""
+        if w.correlation not in self.live or not w.is_complete():
+            return False
+        del self.live[w.correlation]
+        self.recent[w.correlation] = w
+        if len(self.recent) > RECENT:
+            self.recent.popitem(last=False)
+        self.stubs[record_key(w.correlation)] = (w.first, w.last)
+        if len(self.stubs) > STUBS:
+            self.stubs.popitem(last=False)
+            self.forgot = True
+        self.gone.add(w.correlation)
+        self.changed.discard(w.correlation)
+        return True
+
+    def park(self, w: Workflow) -> None:
+        """Keep a workflow that only waits as bytes."""
+        if self.live.pop(w.correlation, None) is not None:
+            self.entries[w.correlation] = freeze(w, idle=True)
+
+    # ---- the partition's own records -------------------------------------------------------------------------------
+    def _own(self, r: Envelope, position: int) -> None:
+        fact = r.fact
+        if isinstance(fact, facts.Forwarded):
+            self.strays.pop(fact.position, None)
+        if isinstance(fact, facts.Owner):
+            known = self.groups.get(fact.group)
+            if known is None or fact.epoch > known.epoch:
+                died = known is not None and not known.released
+                deaths = (known.deaths + 1 if died else known.deaths) if known is not None else 0
+                self.groups[fact.group] = Ownership(fact.epoch, position, fact.member, fact.pid, False, deaths)
+        if isinstance(fact, facts.OwnerReleased):
+            known = self.groups.get(fact.group)
+            if known is not None and known.epoch == fact.epoch:
+                known.released = True
+        for agent, wanted in _listen(self.listeners, r):
+            for correlation in self.unclaimed.pop(agent, {}):
+                w = self.find(correlation)
+                if w is None and correlation in self.recent:
+                    w = self.live[correlation] = self.recent.pop(correlation)
+                    self.stubs.pop(record_key(correlation), None)
+                if w is not None:
+                    w.view.claim(agent, wanted)
+                    self.changed.add(correlation)
+
+    # ---- checkpoint ------------------------------------------------------------------------------------------------
+    def shared(self) -> Shared:
+        """Return what a checkpoint keeps besides the workflows."""
+        stubs = [(k, first, last) for k, (first, last) in self.stubs.items()]
+        unclaimed = {agent: list(ws) for agent, ws in self.unclaimed.items()}
+        return Shared(self.listeners, self.groups, stubs, list(self.strays), unclaimed, self.undecodable, self.forgot)
+
+    def load(self, shared: Shared, entries: Iterator[bytes], position: int, last_id: str) -> None:
+        """Take over what a checkpoint kept."""
+        self.listeners, self.groups = shared.listeners, shared.groups
+        self.stubs = OrderedDict((k, (first, last)) for k, first, last in shared.stubs)
+        self.strays = dict.fromkeys(shared.strays)
+        self.unclaimed = {agent: dict.fromkeys(ws) for agent, ws in shared.unclaimed.items()}
+        self.undecodable, self.forgot = shared.undecodable, shared.forgot
+        self.position, self.last_id = position, last_id
+        for entry in entries:
+            self.entries[peek(entry).correlation] = entry
+
+
+def _listen(listeners: Listeners, r: Envelope) -> Iterator[tuple[str, tuple[str, ...]]]:
+    """Let a partition's own record change who listens; yield the agents that are new."""
+    fact = r.fact
+    if isinstance(fact, facts.Retired):
+        listeners.pop(fact.agent, None)
+    elif isinstance(fact, facts.Owner):
+        for agent, wanted in fact.agents.items():
+            new = agent not in listeners
+            listeners[agent] = wanted
+            if new:
+                yield agent, wanted
+
+
+__all__ = ["Folded", "NeedsHistory", "Ownership", "PartitionFold", "Shared"]

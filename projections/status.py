@@ -1,0 +1,120 @@
+"""What people call the state of a workflow: running, waiting, blocked, failed, completed, cancelled."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+from msgspec import Struct, field
+
+from ..bus import kinds
+from .view import Handling, View
+from .workflow import Workflow
+
+FAILURES = frozenset({kinds.ERROR_REPORT, kinds.DEAD_LETTERED, kinds.EXPIRED, kinds.DISCARDED, kinds.TIMER_FIRED})
+
+
+class Status(StrEnum):
+    """`unclaimed`: nothing is open, but a message waits for an agent that no worker has ever hosted there."""
+
+    RUNNING = "running"
+    WAITING = "waiting"
+    BLOCKED = "blocked"
+    FAILED = "failed"
+    COMPLETED = "completed"
+    CANCELLED = "cancelled"
+
+
+class Wait(Struct, frozen=True, omit_defaults=True):
+    """What an open handling waits for: a request to `target`, a message of `kind`, a timer or a retry until `due`."""
+
+    agent: str
+    message: str
+    what: str
+    step: str = ""
+    target: str = ""
+    due: float | None = None
+
+
+class Report(Struct, frozen=True, omit_defaults=True):
+    """The state of a workflow in a few words. `waits` and `blocked` name what it hangs on."""
+
+    status: Status
+    version: int
+    generation: int
+    waits: list[Wait] = field(default_factory=list)
+    blocked: list[str] = field(default_factory=list)
+    unclaimed: list[str] = field(default_factory=list)
+
+
+def report(w: Workflow) -> Report:
+    """Return the status of a workflow, with reasons. Pure: says nothing of who is alive now."""
+    v = w.view
+    waits = [wait for h in w.open_handlings() for wait in waits_of(v, h)]
+    blocked = _blocked(w)
+    unclaimed = [f"{u.kind} for {u.receiver!r}, which no worker has ever hosted" for u in v.unclaimed]
+    return Report(_status(w, blocked), w.version, w.generation, waits, blocked, unclaimed)
+
+
+def _blocked(w: Workflow) -> list[str]:
+    out = [f"dead letter of {agent} for message {message}" for agent, message in w.view.holding]
+    out += [f"{h.agent} is parked: {h.parked}" for h in w.open_handlings() if h.parked]
+    if w.ledger.guarded:
+        out += [f"compensation of {k} failed" for k, e in w.ledger.effects.items() if e.status == "parked"]
+    return out
+
+
+def waits_of(v: View, h: Handling) -> list[Wait]:
+    """Return what a handling waits for, as far as it is recorded."""
+    out = []
+    for path, st in h.steps.items():
+        if st.settled:
+            continue
+        if st.request:
+            out.append(Wait(h.agent, h.message, "request", path, v.requests[st.request].agent, st.due))
+        elif st.receives:
+            out.append(Wait(h.agent, h.message, "message", path, st.receives, st.due))
+        elif st.timer:
+            out.append(Wait(h.agent, h.message, "timer", path, due=st.due))
+        elif st.tries:
+            out.append(Wait(h.agent, h.message, "retry", path, st.name, st.due))
+    if h.due is not None and h.tries:
+        out.append(Wait(h.agent, h.message, "retry", due=h.due))
+    return out
+
+
+def _status(w: Workflow, blocked: list[str]) -> Status:
+    v = w.view
+    if blocked:
+        return Status.BLOCKED
+    if w.is_complete():
+        return _ended(v)
+    hs = w.open_handlings()
+    awaited = {st.request for h in v.all_handlings() for st in h.steps.values() if st.waits}
+    if hs and all(any(st.waits for st in h.steps.values()) or (not h.begun and h.message in awaited) for h in hs):
+        return Status.WAITING
+    return Status.RUNNING
+
+
+def _ended(v: View) -> Status:
+    asked = [q for q in v.requests.values() if q.to is None]
+    last = max((max(q.version, v.at.get(q.answer_id, 0)) for q in asked), default=0)
+    if v.cancelled_at and v.cancelled_at >= last:
+        return Status.CANCELLED
+    first = next((q for q in asked if q.asked), asked[0] if asked else None)
+    if first is None:
+        return Status.COMPLETED
+    end = v.requests[first.root].answer_kind
+    h = v.handling(first.agent, first.id)
+    return Status.FAILED if (end or (h.end if h else "")) in FAILURES else Status.COMPLETED
+
+
+def next_due(w: Workflow) -> float | None:
+    """Return the earliest time at which something must be done without a record arriving; None if there is none."""
+    dues = []
+    for h in w.open_handlings():
+        if not h.begun and h.expires is not None:
+            dues.append(h.expires)
+        if h.due is not None:
+            dues.append(h.due)
+        dues += [st.due for st in h.steps.values() if not st.settled and st.due is not None]
+    return min(dues, default=None)
