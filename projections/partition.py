@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 from msgspec import Struct, field
@@ -16,10 +16,10 @@ from ..bus.ids import record_key
 from ..bus.message import Envelope
 from ..bus.partition import partition_of
 from .frozen import freeze, peek, thaw
+from .stubs import Stub, Stubs
 from .verdict import Verdict
 from .workflow import Listeners, NeedsHistory, Workflow
 
-STUBS = 100_000
 RECENT = 256
 
 
@@ -49,7 +49,7 @@ class Shared(Struct, array_like=True):
 
     listeners: Listeners
     groups: dict[str, Ownership]
-    stubs: list[tuple[bytes, int, int]] = field(default_factory=list)
+    next_stub: int = 0
     strays: list[int] = field(default_factory=list)
     unclaimed: dict[str, list[str]] = field(default_factory=dict)
     undecodable: int = 0
@@ -66,12 +66,11 @@ class PartitionFold:
         self.groups: dict[str, Ownership] = {}
         self.live: dict[str, Workflow] = {}
         self.entries: dict[str, bytes] = {}
-        self.stubs: OrderedDict[bytes, tuple[int, int]] = OrderedDict()
+        self.stubs = Stubs()
         self.recent: OrderedDict[str, Workflow] = OrderedDict()
         self.strays: dict[int, None] = {}
         self.unclaimed: dict[str, dict[str, None]] = {}
         self.undecodable = 0
-        self.forgot = False
         self.position = 0
         self.last_id = ""
         self.changed: set[str] = set()
@@ -97,7 +96,7 @@ class PartitionFold:
             return not w.whole and r.message_type == kinds.ROLLED_BACK
         if record_key(correlation) in self.stubs:
             return True
-        return self.forgot and self._continues(r)
+        return self.stubs.forgot and self._continues(r)
 
     @staticmethod
     def _continues(r: Envelope) -> bool:
@@ -134,7 +133,7 @@ class PartitionFold:
         if w is None:
             w = self.recent.pop(correlation, None) or Workflow(correlation)
             self.live[correlation] = w
-            self.stubs.pop(record_key(correlation), None)
+            self.stubs.discard(record_key(correlation))
         return w
 
     def find(self, correlation: str) -> Workflow | None:
@@ -172,10 +171,7 @@ class PartitionFold:
         self.recent[w.correlation] = w
         if len(self.recent) > RECENT:
             self.recent.popitem(last=False)
-        self.stubs[record_key(w.correlation)] = (w.first, w.last)
-        if len(self.stubs) > STUBS:
-            self.stubs.popitem(last=False)
-            self.forgot = True
+        self.stubs.add(record_key(w.correlation), w.first, w.last)
         self.gone.add(w.correlation)
         self.changed.discard(w.correlation)
         return True
@@ -205,7 +201,7 @@ class PartitionFold:
                 w = self.find(correlation)
                 if w is None and correlation in self.recent:
                     w = self.live[correlation] = self.recent.pop(correlation)
-                    self.stubs.pop(record_key(correlation), None)
+                    self.stubs.discard(record_key(correlation))
                 if w is not None:
                     w.view.claim(agent, wanted)
                     self.changed.add(correlation)
@@ -213,17 +209,21 @@ class PartitionFold:
     # ---- checkpoint ------------------------------------------------------------------------------------------------
     def shared(self) -> Shared:
         """Return what a checkpoint keeps besides the workflows."""
-        stubs = [(k, first, last) for k, (first, last) in self.stubs.items()]
         unclaimed = {agent: list(ws) for agent, ws in self.unclaimed.items()}
-        return Shared(self.listeners, self.groups, stubs, list(self.strays), unclaimed, self.undecodable, self.forgot)
+        return Shared(
+            self.listeners, self.groups, self.stubs.number, list(self.strays), unclaimed, self.undecodable,
+            self.stubs.forgot,
+        )  # fmt: skip
 
-    def load(self, shared: Shared, entries: Iterator[bytes], position: int, last_id: str) -> None:
+    def load(
+        self, shared: Shared, stubs: Iterable[Stub], entries: Iterable[bytes], position: int, last_id: str
+    ) -> None:
         """Take over what a checkpoint kept."""
         self.listeners, self.groups = shared.listeners, shared.groups
-        self.stubs = OrderedDict((k, (first, last)) for k, first, last in shared.stubs)
+        self.stubs.load(stubs, shared.next_stub, shared.forgot)
         self.strays = dict.fromkeys(shared.strays)
         self.unclaimed = {agent: dict.fromkeys(ws) for agent, ws in shared.unclaimed.items()}
-        self.undecodable, self.forgot = shared.undecodable, shared.forgot
+        self.undecodable = shared.undecodable
         self.position, self.last_id = position, last_id
         for entry in entries:
             self.entries[peek(entry).correlation] = entry

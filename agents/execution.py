@@ -1,0 +1,248 @@
+"""Carrying out a run: load what it needs, call the handler, append how it ended."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Sequence
+from contextvars import ContextVar
+from typing import TYPE_CHECKING, Any
+
+from msgspec import Struct
+
+from ..bus import codec
+from ..bus.broker import Appended, Duplicate, Fence, Fenced, Item, Outgoing
+from ..bus.clock import Clock, Source
+from ..bus.errors import HandlerTimeout, PartitionLost, TryAgain
+from ..bus.message import AgentMessage
+from ..projections.patch import merge_patch
+from ..projections.view import NOWHERE, Ref
+from ..projections.workflow import Workflow
+from .calls import typed
+from .context import Context, PlainFacts
+from .outcome import completion, failure
+from .place import Place, RunKey
+from .run import Run
+from .threads import Threads
+
+if TYPE_CHECKING:
+    from .worker import Worker
+
+log = logging.getLogger("refold.worker")
+
+
+class Doing(Struct, frozen=True):
+    """What the current task works on; log handlers add it to every line logged inside a handler."""
+
+    workflow: str
+    agent: str
+    message: str
+    attempt: int
+
+
+doing: ContextVar[Doing | None] = ContextVar("refold_doing", default=None)
+
+
+class RunHost:
+    """What one run sees of its worker."""
+
+    def __init__(self, worker: Worker, place: Place, key: RunKey) -> None:
+        self.worker = worker
+        self.place = place
+        self.key = key
+        self.run: Run | None = None
+        self.clock: Clock = worker.clock
+        self.source: Source = worker.source
+        self.threads: Threads = worker.threads
+        self.max_record = worker.broker.meta.max_record
+        self._timer: asyncio.TimerHandle | None = None
+        self._since = 0.0
+
+    def workflow(self) -> Workflow:
+        """Return the workflow as it is folded now."""
+        w = self.place.fold.find(self.key[0]) or self.place.fold.recent.get(self.key[0])
+        if w is None:
+            raise asyncio.CancelledError("the workflow is complete")
+        return w
+
+    def now(self) -> float:
+        """Return wall time, never below the newest timestamp folded here."""
+        return self.place.now(self.clock.now())
+
+    async def append(self, records: Sequence[AgentMessage], *, outcome: bool = False) -> None:
+        """Append in order; as few appends as `max_append` allows."""
+        if self.place.ended and not outcome:
+            raise PartitionLost("the partition has gone to another worker")
+        fence = None if outcome else self.fence()
+        await append_records(self.worker, self.place.partition, self.key[0], records, fence)
+
+    def fence(self) -> Fence:
+        """Return whose right this run's appends claim."""
+        return Fence(self.worker.group, self.place.partition, self.place.epoch)
+
+    async def read(self, ref: Ref) -> bytes:
+        """Return a record's bytes."""
+        return await self.worker.read(self.place.partition, ref)
+
+    async def may_call(self) -> None:
+        """Wait until the lease has more than a quarter left."""
+        await self.worker.lease_good(self.place)
+
+    # ---- slot and running time -------------------------------------------------------------------------------------
+    def started(self) -> None:
+        """The run has a slot: its running time counts."""
+        assert self.run is not None
+        loop = asyncio.get_running_loop()
+        self._since = loop.time()
+        self._timer = loop.call_later(max(self.run.budget, 0), self._out_of_time)
+
+    def stopped(self) -> None:
+        """The run has no slot any more."""
+        if self._timer is not None:
+            assert self.run is not None
+            self._timer.cancel()
+            self._timer = None
+            self.run.budget -= asyncio.get_running_loop().time() - self._since
+
+    def _out_of_time(self) -> None:
+        run = self.run
+        if run is not None and not run.finishing and not run.over:
+            run.fail(HandlerTimeout(f"the handler ran for more than {run.handler.timeout} s; see `timeout=`"))
+
+    def waits(self) -> None:
+        """The run only waits now."""
+        run = self.run
+        if run is not None and run.has_slot:
+            run.has_slot = False
+            self.stopped()
+            self.worker.run_waits(self.place, self.key, run)
+
+    def wants_slot(self) -> None:
+        """The run can go on."""
+        self.worker.scheduler.resume(self.key, self._resume)
+
+    def _resume(self) -> None:
+        run = self.run
+        assert run is not None
+        run.wants_slot = False
+        if run.over or run.has_slot:
+            self.worker.scheduler.release()
+            return
+        run.has_slot = True
+        self.worker.waiting.pop(self.key, None)
+        self.started()
+        run.go_on()
+        if not run.active and not run.calls:
+            self.waits()
+
+    def wake_at(self, due: float, step: str) -> None:
+        """Call `Run.wake(step)` at that time."""
+        asyncio.get_running_loop().call_later(max(0.0, due - self.now()), self._wake, step)
+
+    def _wake(self, step: str) -> None:
+        if self.run is not None and not self.run.over:
+            self.run.wake(step)
+
+
+async def append_records(
+    worker: Worker, partition: int, correlation: str, records: Sequence[AgentMessage], fence: Fence | None
+) -> None:
+    """Append records of one workflow in order, each append within `max_append`. PartitionLost when fenced."""
+    limit = worker.broker.meta.max_append
+    batch: list[Outgoing] = []
+    size = 0
+    for r in records:
+        out = Outgoing(r.id, codec.encode(r))
+        if batch and size + len(out.value) > limit:
+            await _append(worker, Item(partition, correlation, tuple(batch)), fence)
+            batch, size = [], 0
+        batch.append(out)
+        size += len(out.value)
+    await _append(worker, Item(partition, correlation, tuple(batch)), fence)
+
+
+async def _append(worker: Worker, item: Item, fence: Fence | None) -> None:
+    (result,) = await worker.broker.append([item], fence)
+    if isinstance(result, Fenced):
+        worker.fenced += 1
+        raise PartitionLost("the partition has gone to another worker")
+    if isinstance(result, Duplicate) and len(item.records) > 1:
+        for record in item.records:  # the broker refused all of them for one: admission sorts out the rest
+            await worker.broker.append([item._replace(records=(record,))], fence)
+    assert isinstance(result, Appended | Duplicate)
+
+
+async def execute(run: Run, host: RunHost) -> None:
+    """Run the handler to its end, and append how it ended. Never raises but to be cancelled."""
+    await _load(run, host)
+    if run.over:
+        return
+    token = doing.set(Doing(run.correlation, run.agent, run.message_id, run.tries + 1))
+    started = host.clock.monotonic()
+    host.started()
+    run.begin()
+    try:
+        records = completion(run, await _call(run, host))
+    except asyncio.CancelledError:
+        if run.over or run.fault is None:
+            raise
+        records = _failed(run, run.fault)
+    except Exception as error:  # noqa: BLE001 - whatever a handler raises is an outcome of the handling
+        if run.over:
+            return
+        records = _failed(run, run.fault or error)
+    finally:
+        doing.reset(token)
+        host.stopped()
+    if records:
+        run.last_id = records[-1].id
+        await host.append(records)
+    host.worker.on_handled(run, records, host.clock.monotonic() - started)
+
+
+def _failed(run: Run, error: BaseException) -> list[AgentMessage]:
+    run.finishing = True
+    if isinstance(error, TryAgain) and not isinstance(error, HandlerTimeout) and run.fault is error:
+        raise error  # the log could not be reached: no record can say so, the worker tries again
+    log.log(
+        logging.WARNING, "%s failed on %s: %s", run.agent, run.message.message_type, error,
+        exc_info=error if log.isEnabledFor(logging.DEBUG) else None,
+    )  # fmt: skip
+    return failure(run, error)
+
+
+async def _load(run: Run, host: RunHost) -> None:
+    """Read the message, and the recorded values of a rerun in one go."""
+    worker, place = host.worker, host.place
+    run.message = codec.decode(await host.read(run.ref))
+    h = run.handling()
+    if h is None or not h.steps:
+        return
+    refs = [st.value for st in h.steps.values() if st.settled and st.value != NOWHERE]
+    run.values = await worker.read_many(place.partition, refs)
+
+
+async def _state(run: Run, host: RunHost) -> dict[str, Any]:
+    state: dict[str, Any] = {}
+    patches = [ref for version, ref in run.host.workflow().view.patches if version <= run.version]
+    values = await host.worker.read_many(host.place.partition, patches)
+    for ref in patches:
+        state = merge_patch(state, codec.payload(values[ref]))
+    return state
+
+
+async def _call(run: Run, host: RunHost) -> Any:
+    handler = run.handler
+    state = await _state(run, host) if handler.takes_context else {}
+    payload = typed(codec.encode(run.message), handler.payload_type)
+    if handler.is_async:
+        args = (Context(run, run.message, state), payload) if handler.takes_context else (payload,)
+        result = await handler.function(*args)
+    else:
+        plain = PlainFacts(run.message, run.agent, run.tries + 1, state)
+        args = (plain, payload) if handler.takes_context else (payload,)
+        result = await host.threads.run(handler.function, args, {}, run.budget)
+    run.finish()
+    return result
+
+

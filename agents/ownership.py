@@ -1,0 +1,172 @@
+"""Taking a partition over, keeping a checkpoint of it, and giving it up."""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+from typing import TYPE_CHECKING
+
+import msgspec
+from msgspec import Struct
+
+from ..bus import codec, facts, kinds
+from ..bus.broker import RULES, Appended, Assigned, Checkpoint, Fence, Item, Outgoing, Subscription
+from ..bus.errors import LogTruncated, PartitionLost, UndecodableRecord
+from ..bus.ids import record_key
+from ..bus.message import AgentMessage
+from ..projections.frozen import freeze, peek
+from ..projections.partition import PartitionFold, Shared
+from ..projections.stubs import Stub
+from .place import Place
+
+if TYPE_CHECKING:
+    from .worker import Worker
+
+log = logging.getLogger("refold.worker")
+
+CHECKPOINT_FORMAT = 1
+HEAD = b"head"
+STUBS = b"stubs"
+_stubs = msgspec.msgpack.Decoder(list[Stub])
+
+
+class Head(Struct, array_like=True):
+    """What a checkpoint keeps besides the workflows. Another format or rules number: it is not used."""
+
+    format: int
+    rules: int
+    shared: Shared
+
+
+async def take_over(worker: Worker, sub: Subscription, event: Assigned) -> Place:
+    """Load the checkpoint, append the `owner` record, and read on from the checkpoint. Raises LogTruncated."""
+    partition = event.partition
+    fold, own = await _load(worker, partition)
+    owner = _owner_record(worker, event)
+    fence = Fence(worker.group, partition, event.epoch)
+    item = Item(partition, None, (Outgoing(owner.id, codec.encode(owner)),))
+    (result,) = await worker.broker.append([item], fence)
+    if not isinstance(result, Appended):
+        raise PartitionLost(f"partition {partition} went to another worker while it was taken over")
+    place = Place(partition, event.epoch, fold, owner.id)
+    place.owner_position = result.positions[-1]
+    place.after_death = event.after_death
+    if not own:
+        place.distrust_idle()
+    for correlation, entry in fold.entries.items():
+        due = peek(entry).due
+        if due is not None:
+            place.note_due(correlation, due)
+    sub.seek(partition, fold.position + 1)
+    return place
+
+
+def _owner_record(worker: Worker, event: Assigned) -> AgentMessage:
+    return AgentMessage(
+        id=worker.source.new_id(), sender_id=worker.member, receiver_id="*", message_type=kinds.OWNER,
+        correlation_id="", timestamp=worker.clock.now(),
+        fact=facts.Owner(
+            group=worker.group, epoch=event.epoch, member=worker.member, pid=os.getpid(), host=socket.gethostname(),
+            agents={name: agent.kinds for name, agent in worker.agents.items()},
+        ),
+    )  # fmt: skip
+
+
+async def _load(worker: Worker, partition: int) -> tuple[PartitionFold, bool]:
+    """Return the fold of the group's checkpoint (True), of another group's (False), or an empty one."""
+    broker = worker.broker
+    fold = PartitionFold(partition, broker.meta.partitions)
+    for group in [worker.group, *await broker.checkpoint_groups(partition)]:
+        checkpoint = await broker.checkpoint(group, partition)
+        if checkpoint is None:
+            continue
+        await _verify_anchor(worker, partition, checkpoint)
+        if restore(fold, checkpoint):
+            return fold, group == worker.group
+    return fold, False
+
+
+def restore(fold: PartitionFold, checkpoint: Checkpoint) -> bool:
+    """Load a checkpoint into an empty fold; False where it is of another format or other rules."""
+    raw = checkpoint.entries.get(HEAD)
+    try:
+        head = msgspec.msgpack.decode(raw or b"", type=Head)
+    except (msgspec.DecodeError, msgspec.ValidationError):
+        return False
+    if head.format != CHECKPOINT_FORMAT or head.rules != RULES:
+        return False
+    stubs = [s for k, v in checkpoint.entries.items() if k.startswith(STUBS) for s in _stubs.decode(v)]
+    entries = (v for k, v in checkpoint.entries.items() if k != HEAD and not k.startswith(STUBS))
+    fold.load(head.shared, stubs, entries, checkpoint.position, checkpoint.anchor.decode())
+    return True
+
+
+async def _verify_anchor(worker: Worker, partition: int, checkpoint: Checkpoint) -> None:
+    """The log must still hold the record that was folded last. Raises LogTruncated."""
+    if checkpoint.position <= 0 or not checkpoint.anchor:
+        return
+    try:
+        (stored,) = await worker.broker.read_at(partition, [checkpoint.position])
+        found = codec.envelope(stored.value).id
+    except (LogTruncated, UndecodableRecord):
+        found = "nothing"
+    if found != checkpoint.anchor.decode():
+        raise LogTruncated(
+            f"partition {partition} holds {found} at {checkpoint.position}, where {checkpoint.anchor.decode()} had "
+            "been folded: the log was truncated, restored or recreated. Compare it with its backup; to go on with "
+            "the log as it is, use another --group"
+        )
+
+
+async def save_checkpoint(worker: Worker, sub: Subscription, place: Place) -> bool:
+    """Save what has changed since the last checkpoint. False when the partition is lost."""
+    fold = place.fold
+    if fold.position <= place.saved_position or not fold.last_id:
+        return True
+    changed, gone = _changes(worker, place)
+    position, anchor = fold.position, fold.last_id.encode()
+    try:
+        saved = await sub.save_checkpoint(place.partition, place.epoch, position, anchor, changed, gone)
+    except BaseException:
+        place.checkpoint_failed = True  # what was taken out of `changed` must be written whole next time
+        raise
+    if saved:
+        place.saved_position = position
+    return saved
+
+
+def _changes(worker: Worker, place: Place) -> tuple[dict[bytes, bytes], list[bytes]]:
+    fold = place.fold
+    whole, place.checkpoint_failed = place.checkpoint_failed, False
+    names = fold.changed | set(fold.live) | set(fold.entries) if whole else fold.changed
+    changed: dict[bytes, bytes] = {}
+    for correlation in names:
+        entry = fold.entries.get(correlation)
+        if entry is None and correlation in fold.live:
+            w = fold.live[correlation]
+            entry = freeze(w, idle=place.may_freeze(w, set(worker.agents)))
+        if entry is not None:
+            changed[record_key(correlation)] = entry
+    gone = [record_key(c) for c in fold.gone if record_key(c) not in changed]
+    fold.changed, fold.gone = set(), set()
+    changed[HEAD] = msgspec.msgpack.encode(Head(CHECKPOINT_FORMAT, RULES, fold.shared()))
+    for n, stubs in fold.stubs.take_changed(everything=whole).items():
+        key = STUBS + n.to_bytes(4, "big")
+        if stubs:
+            changed[key] = msgspec.msgpack.encode(stubs)
+        else:
+            gone.append(key)
+    return changed, gone
+
+
+async def give_up(worker: Worker, sub: Subscription, place: Place) -> None:
+    """Append `owner_released` and let the partition go."""
+    released = AgentMessage(
+        id=worker.source.new_id(), sender_id=worker.member, receiver_id="*", message_type=kinds.OWNER_RELEASED,
+        correlation_id="", timestamp=worker.clock.now(),
+        fact=facts.OwnerReleased(group=worker.group, epoch=place.epoch, member=worker.member),
+    )  # fmt: skip
+    item = Item(place.partition, None, (Outgoing(released.id, codec.encode(released)),))
+    await worker.broker.append([item])
+    await sub.release(place.partition, place.epoch)

@@ -1,0 +1,148 @@
+"""An owned partition: its fold, its runs, what is due. Keyed by (partition, epoch); dropped when the epoch ends."""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Iterator
+from itertools import count
+
+from ..projections.frozen import peek
+from ..projections.partition import PartitionFold
+from ..projections.status import next_due
+from ..projections.view import Handling
+from ..projections.workflow import Workflow
+from .run import Run
+
+RunKey = tuple[str, str, str]
+"""(correlation id, agent, message id)."""
+
+MAX_SKEW = 60.0
+"""A timestamp further ahead of this worker's clock (seconds) does not move its time (semantics, section 6)."""
+
+
+class Place:
+    """What a worker holds of one partition under one epoch."""
+
+    def __init__(self, partition: int, epoch: int, fold: PartitionFold, owner_id: str) -> None:
+        self.partition = partition
+        self.epoch = epoch
+        self.fold = fold
+        self.owner_id = owner_id
+        self.owner_position = -1
+        self.active = False
+        self.after_death = False
+        self.ended = False
+        self.runs: dict[str, dict[RunKey, Run]] = {}
+        self.idle: dict[str, set[RunKey]] = {}
+        self.not_before: dict[RunKey, float] = {}
+        self.delivering: set[tuple[str, str, int]] = set()
+        self.newest = 0.0
+        self.saved_position = fold.position
+        self.checkpoint_failed = False
+        self.trust_idle = True
+        self._numbers = count(1)
+        self._due: list[tuple[float, str]] = []
+        self._dues: dict[str, float] = {}
+
+    def writer(self) -> str:
+        """Return the name of a new run: the owner record's id and a number."""
+        return f"{self.owner_id}#{next(self._numbers)}"
+
+    def now(self, wall: float) -> float:
+        """Return wall time, never below the newest timestamp that was folded here (within MAX_SKEW)."""
+        return max(wall, self.newest) if self.newest - wall <= MAX_SKEW else wall
+
+    def saw(self, timestamp: float, wall: float) -> None:
+        """A record with this timestamp was folded."""
+        if self.newest < timestamp <= wall + MAX_SKEW:
+            self.newest = timestamp
+
+    def distrust_idle(self) -> None:
+        """The checkpoint is another group's: what only waited there may have to run here."""
+        self.trust_idle = False
+
+    # ---- workflows -------------------------------------------------------------------------------------------------
+    def touch(self, correlation: str) -> None:
+        """Thaw a workflow that is kept as bytes; its handlings wait until something happens to them."""
+        entry = self.fold.entries.get(correlation)
+        if entry is None:
+            return
+        idle = self.trust_idle and peek(entry).idle
+        w = self.fold.find(correlation)
+        if idle and w is not None:
+            known = self.idle.setdefault(correlation, set())
+            known.update((correlation, h.agent, h.message) for h in w.open_handlings())
+
+    def wakes(self, key: RunKey) -> None:
+        """Something happened to a handling that only waited."""
+        idle = self.idle.get(key[0])
+        if idle is not None:
+            idle.discard(key)
+            if not idle:
+                del self.idle[key[0]]
+
+    def is_idle(self, key: RunKey) -> bool:
+        """The handling waits, and nothing has happened to it."""
+        return key in self.idle.get(key[0], ())
+
+    def may_freeze(self, w: Workflow, hosted: set[str]) -> bool:
+        """Nothing of the workflow has to run here until a record or a due time comes."""
+        for h in w.open_handlings():
+            if h.agent in hosted and not self.is_idle((w.correlation, h.agent, h.message)):
+                run = self.run_of(w.correlation, h)
+                if run is None or run.has_slot or run.calls:
+                    return False
+        return not w.duties()
+
+    # ---- runs ------------------------------------------------------------------------------------------------------
+    def run_of(self, correlation: str, h: Handling) -> Run | None:
+        """Return the live run of a handling."""
+        return self.runs.get(correlation, {}).get((correlation, h.agent, h.message))
+
+    def add(self, key: RunKey, run: Run) -> None:
+        """A run begins."""
+        self.runs.setdefault(key[0], {})[key] = run
+
+    def remove(self, key: RunKey, run: Run) -> None:
+        """A run is over."""
+        runs = self.runs.get(key[0], {})
+        if runs.get(key) is run:
+            del runs[key]
+            if not runs:
+                del self.runs[key[0]]
+
+    def all_runs(self) -> Iterator[tuple[RunKey, Run]]:
+        """Every live run."""
+        for runs in list(self.runs.values()):
+            yield from list(runs.items())
+
+    # ---- due times -------------------------------------------------------------------------------------------------
+    def schedule(self, w: Workflow) -> float | None:
+        """Note when the workflow is due next; return it."""
+        due = next_due(w)
+        if due is None:
+            self._dues.pop(w.correlation, None)
+        else:
+            self.note_due(w.correlation, due)
+        return due
+
+    def note_due(self, correlation: str, due: float) -> None:
+        """The workflow is due at that time."""
+        if self._dues.get(correlation) != due:
+            self._dues[correlation] = due
+            heapq.heappush(self._due, (due, correlation))
+
+    def next_due(self) -> float | None:
+        """Return the earliest due time."""
+        while self._due and self._dues.get(self._due[0][1]) != self._due[0][0]:
+            heapq.heappop(self._due)
+        return self._due[0][0] if self._due else None
+
+    def pop_due(self, now: float) -> list[str]:
+        """Return the workflows that are due now."""
+        out = []
+        while (due := self.next_due()) is not None and due <= now:
+            _, correlation = heapq.heappop(self._due)
+            del self._dues[correlation]
+            out.append(correlation)
+        return out
