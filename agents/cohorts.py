@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from ..projections.view import Handling
-from .place import RunKey
+
+RunKey = tuple[str, str, str]
+"""(correlation id, agent, message id)."""
 
 FIRST = 8
 LONE_DEATHS = 3

@@ -11,10 +11,8 @@ from ..projections.partition import PartitionFold
 from ..projections.status import next_due
 from ..projections.view import Handling
 from ..projections.workflow import Workflow
+from .cohorts import Cohorts, RunKey
 from .run import Run
-
-RunKey = tuple[str, str, str]
-"""(correlation id, agent, message id)."""
 
 MAX_SKEW = 60.0
 """A timestamp further ahead of this worker's clock (seconds) does not move its time (semantics, section 6)."""
@@ -40,6 +38,8 @@ class Place:
         self.saved_position = fold.position
         self.checkpoint_failed = False
         self.trust_idle = True
+        self.cohorts = Cohorts()
+        self.alone: dict[RunKey, bool] = {}
         self._numbers = count(1)
         self._due: list[tuple[float, str]] = []
         self._dues: dict[str, float] = {}
@@ -72,6 +72,11 @@ class Place:
         if idle and w is not None:
             known = self.idle.setdefault(correlation, set())
             known.update((correlation, h.agent, h.message) for h in w.open_handlings())
+
+    def is_frozen_idle(self, correlation: str) -> bool:
+        """The workflow is kept as bytes, and says that it only waits."""
+        entry = self.fold.entries.get(correlation)
+        return entry is not None and self.trust_idle and peek(entry).idle
 
     def wakes(self, key: RunKey) -> None:
         """Something happened to a handling that only waited."""

@@ -7,6 +7,7 @@ RefoldError
 │   │   └── LogFull                     no space for the append; nothing of it was written
 │   ├── Overloaded                  the sender's own queue is full
 │   ├── PartitionLost               this worker no longer owns the partition
+│   ├── HandlerTimeout              a handler ran longer than its `timeout`
 │   └── RequestTimeout              no answer yet; the request stays in the log
 │       ├── AgentUnavailable            its agent is known, but no worker hosts it now
 │       └── NoSuchAgent                 no worker has ever announced such an agent
@@ -30,6 +31,7 @@ RefoldError
 │       ├── AgentError                  the callee answered with an error_report, or was given up
 │       │   └── RequestExpired              its deadline passed
 │       ├── EffectFailed                an effect failed for good
+│       ├── WaitExpired                 a `receive` reached its deadline
 │       ├── SchemaError                 a payload does not fit the handler's type
 │       └── Refuse                      raised by a handler: "I will never do this"
 └── YourBug                     the program must change
@@ -74,6 +76,10 @@ class Overloaded(TryAgain):
 
 class PartitionLost(TryAgain):
     """This worker no longer owns the partition; its owner goes on with the work."""
+
+
+class HandlerTimeout(TryAgain):
+    """A handler's running time (waiting is not counted) exceeded its `timeout`."""
 
 
 class RequestTimeout(TryAgain):
@@ -167,7 +173,12 @@ class VerbRefused(Never):
 
 
 class Failure(Never):
-    """Terminal inside a handler: escaping, it ends the handling at once with an `error_report`."""
+    """Terminal inside a handler: escaping, it ends the handling at once with an `error_report`.
+
+    `step` is the path of the step that failed, "" where no step did.
+    """
+
+    step: str = ""
 
 
 class AgentError(Failure):
@@ -191,6 +202,10 @@ class EffectFailed(Failure):
         super().__init__(message)
         self.name = name
         self.error = error
+
+
+class WaitExpired(Failure, TimeoutError):
+    """A `ctx.receive` reached its deadline."""
 
 
 class SchemaError(Failure):

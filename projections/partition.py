@@ -31,7 +31,7 @@ class Ownership(Struct, gc=False, array_like=True):
     member: str = ""
     pid: int = 0
     released: bool = False
-    deaths: int = 0
+    after_death: bool = False
 
 
 class Folded(NamedTuple):
@@ -73,6 +73,7 @@ class PartitionFold:
         self.undecodable = 0
         self.position = 0
         self.last_id = ""
+        self.claimed: list[str] = []
         self.changed: set[str] = set()
         self.gone: set[str] = set()
 
@@ -184,14 +185,14 @@ class PartitionFold:
     # ---- the partition's own records -------------------------------------------------------------------------------
     def _own(self, r: Envelope, position: int) -> None:
         fact = r.fact
+        self.claimed = []
         if isinstance(fact, facts.Forwarded):
             self.strays.pop(fact.position, None)
         if isinstance(fact, facts.Owner):
             known = self.groups.get(fact.group)
             if known is None or fact.epoch > known.epoch:
                 died = known is not None and not known.released
-                deaths = (known.deaths + 1 if died else known.deaths) if known is not None else 0
-                self.groups[fact.group] = Ownership(fact.epoch, position, fact.member, fact.pid, False, deaths)
+                self.groups[fact.group] = Ownership(fact.epoch, position, fact.member, fact.pid, False, died)
         if isinstance(fact, facts.OwnerReleased):
             known = self.groups.get(fact.group)
             if known is not None and known.epoch == fact.epoch:
@@ -205,6 +206,7 @@ class PartitionFold:
                 if w is not None:
                     w.view.claim(agent, wanted)
                     self.changed.add(correlation)
+                    self.claimed.append(correlation)
 
     # ---- checkpoint ------------------------------------------------------------------------------------------------
     def shared(self) -> Shared:

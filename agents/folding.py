@@ -1,0 +1,221 @@
+"""From records to work: fold a batch, tell the runs what happened, start what is open. Synchronous but for reads."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING
+
+from ..bus import facts, kinds
+from ..bus.broker import Stored
+from ..bus.message import Envelope
+from ..projections.partition import Folded
+from ..projections.verdict import Verdict
+from ..projections.view import Handling
+from ..projections.workflow import Workflow
+from .place import Place, RunKey
+from .run import Run
+
+if TYPE_CHECKING:
+    from .worker import Worker
+
+log = logging.getLogger("refold.worker")
+
+
+async def fold_batch(worker: Worker, place: Place, records: list[Stored]) -> None:
+    """Fold the records of one partition, in order, and let what they changed be worked on."""
+    touched: dict[str, Workflow] = {}
+    for stored in records:
+        if stored.position <= place.fold.position:
+            continue
+        r = place.fold.open_envelope(stored)
+        if r is None:
+            log.warning("partition %d: undecodable bytes at %d are skipped", place.partition, stored.position)
+            continue
+        if place.fold.needs_history(r):
+            await worker.restore(place, r.correlation_id)
+        folded = fold_one(worker, place, stored, r)
+        if folded.workflow is not None:
+            touched[folded.workflow.correlation] = folded.workflow
+    for w in touched.values():
+        settle(worker, place, w)
+    if not place.active and place.fold.position >= place.owner_position >= 0:
+        activate(worker, place)
+
+
+def fold_one(worker: Worker, place: Place, stored: Stored, r: Envelope) -> Folded:
+    """Fold one record and tell the runs of its workflow."""
+    place.touch(r.correlation_id)
+    worker.hot.put(place.partition, stored)
+    folded = place.fold.fold(stored, r)
+    worker.folded += 1
+    place.saw(r.timestamp, worker.clock.now())
+    if folded.workflow is None:
+        if folded.verdict is Verdict.MISPLACED:
+            worker.strays.add(place.partition)
+        for correlation in place.fold.claimed:
+            worker.later(place, correlation)
+        return folded
+    tell(worker, place, folded, folded.workflow)
+    return folded
+
+
+def tell(worker: Worker, place: Place, f: Folded, w: Workflow) -> None:
+    """Let the runs of the workflow know what a record changed."""
+    r, correlation = f.envelope, w.correlation
+    runs = place.runs.get(correlation)
+    if f.verdict is Verdict.ADMITTED:
+        if r.message_type == kinds.ROLLED_BACK:
+            end_all(worker, place, correlation, "rolled back")
+            place.idle.pop(correlation, None)
+            return
+        for agent, message, path in w.view.news:
+            key = (correlation, agent, message)
+            place.wakes(key)
+            run = runs.get(key) if runs else None
+            if run is not None:
+                st = run.known(path)
+                run.settled(path, f.value if st is not None and st.value == (f.position, -1) else None)
+        if r.message_type in (kinds.REDRIVEN, kinds.DISCARDED) and isinstance(
+            r.fact, facts.Redriven | facts.Discarded
+        ):
+            place.wakes((correlation, r.fact.agent, r.fact.message))
+    if r.work is not None:
+        key = (correlation, r.sender_id, r.work.message)
+        if place.cohorts.active and r.message_type != kinds.ATTEMPT_STARTED:
+            place.cohorts.passed(key)
+        run = runs.get(key) if runs else None
+        if run is not None and run.writer == r.work.writer:
+            own_record(worker, place, key, run, r, f.verdict)
+    if runs:
+        end_closed(worker, place, w, list(runs.items()))
+
+
+def own_record(worker: Worker, place: Place, key: RunKey, run: Run, r: Envelope, verdict: Verdict) -> None:
+    """One of a live run's own records was folded."""
+    run.judged(r, verdict)
+    if run.finishing and r.id == run.last_id:
+        run.last_id = ""
+        if verdict in (Verdict.INVALID, Verdict.CONFLICT):
+            log.error("refold wrote a record that admission refuses: %s is %s (%s)", r.message_type, verdict, r.id)
+            place.not_before[key] = worker.clock.monotonic() + 1.0
+            worker.consider_after(1.0, place, key[0])
+        worker.drop_run(place, key, run)
+
+
+def end_closed(worker: Worker, place: Place, w: Workflow, runs: list[tuple[RunKey, Run]]) -> None:
+    """End the runs whose handling is over, or in another round."""
+    for key, run in runs:
+        h = w.view.handling(run.agent, run.message_id)
+        if (h is None or h.closed or h.round != run.round) and not run.finishing:
+            worker.end_run(place, key, run, "its handling is over" if h is None or h.closed else "redriven")
+
+
+def end_all(worker: Worker, place: Place, correlation: str, why: str) -> None:
+    """End every run of a workflow."""
+    for key, run in list(place.runs.get(correlation, {}).items()):
+        worker.end_run(place, key, run, why)
+
+
+def settle(worker: Worker, place: Place, w: Workflow) -> None:
+    """After a batch: start what is open, deliver what is owed, note what is due, forget what is complete."""
+    if not place.active or place.ended:
+        return
+    w = place.fold.live.get(w.correlation, w)
+    if place.fold.settle(w):
+        place.idle.pop(w.correlation, None)
+        return
+    consider(worker, place, w)
+    if w.duties():
+        worker.deliver(place, w.correlation)
+    due = place.schedule(w)
+    if due is not None:
+        worker.due_at(due)
+    worker.trim(place, w)
+
+
+def activate(worker: Worker, place: Place) -> None:
+    """Everything acknowledged before the takeover is folded: handlers and timers may start."""
+    place.active = True
+    fold = place.fold
+    known = fold.groups.get(worker.group)
+    died = place.after_death or (known is not None and known.after_death)
+    for correlation in [*fold.live, *fold.entries]:
+        if correlation in fold.entries and place.is_frozen_idle(correlation):
+            continue
+        w = fold.find(correlation)
+        if w is None:
+            continue
+        if died:
+            hold_back(worker, place, w)
+        settle(worker, place, w)
+    worker.due_at(place.next_due())
+    if died:
+        start_cohort(worker, place)
+    worker.on_active(place)
+
+
+def hold_back(worker: Worker, place: Place, w: Workflow) -> None:
+    """After a death: what was runnable starts in cohorts."""
+    for h in w.open_handlings():
+        only_waits = h.begun and not h.starts and any(st.waits for st in h.steps.values())
+        if h.agent in worker.agents and not only_waits:
+            place.cohorts.hold((w.correlation, h.agent, h.message), h)
+
+
+def start_cohort(worker: Worker, place: Place) -> None:
+    """Start the next messages that were held back."""
+    keys, alone = place.cohorts.next(worker.running() > 0)
+    for key in keys:
+        w = place.fold.find(key[0])
+        h = w.view.handling(key[1], key[2]) if w is not None else None
+        if w is None or h is None or h.closed:
+            place.cohorts.passed(key)
+            continue
+        place.alone[key] = alone
+        consider(worker, place, w)
+
+
+def consider(worker: Worker, place: Place, w: Workflow) -> None:
+    """Queue the handlings of this worker's agents that may start: in log order, one at a time per agent."""
+    if not place.active or place.ended or worker.draining:
+        return
+    by_agent: dict[str, list[Handling]] = {}
+    for h in w.open_handlings():
+        if h.agent in worker.agents:
+            by_agent.setdefault(h.agent, []).append(h)
+    for agent, handlings in by_agent.items():
+        _consider_agent(worker, place, w, agent, handlings)
+
+
+def _consider_agent(worker: Worker, place: Place, w: Workflow, agent: str, handlings: list[Handling]) -> None:
+    limit = worker.agents[agent].concurrency
+    held = [w.view.handlings[m][a].version for a, m in w.view.holding if a == agent]
+    barrier = min(held, default=None)
+    under_way, all_wait = 0, True
+    for h in handlings:
+        if barrier is not None and h.version > barrier:
+            return
+        key = (w.correlation, agent, h.message)
+        run = place.run_of(w.correlation, h)
+        waits = place.is_idle(key) or (run is not None and not run.has_slot and not run.calls and not run.wants_slot)
+        may = under_way < limit or (h.kind == kinds.TASK_REQUEST and h.inside and all_wait)
+        if run is None and not place.is_idle(key) and may:
+            _start(worker, place, key, h)
+        under_way += 1
+        all_wait = all_wait and waits
+        if under_way >= limit and not all_wait:
+            return
+
+
+def _start(worker: Worker, place: Place, key: RunKey, h: Handling) -> None:
+    if key in place.cohorts.waiting:
+        return
+    if place.not_before.get(key, 0.0) > worker.clock.monotonic():
+        return
+    now = place.now(worker.clock.now())
+    if h.due is not None and h.due > now and not h.parked:
+        return
+    if not h.begun and h.expires is not None and h.expires <= now:
+        worker.due_at(h.expires)
+        return
+    worker.queue(place, key, h)
