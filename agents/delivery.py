@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import uuid
 from collections.abc import Awaitable, Callable
 
 from ..bus import codec, facts, ids, kinds
@@ -84,9 +83,8 @@ def _of(
 def mark(duty: Duty, w: Workflow, now: float) -> AgentMessage:
     """Return the `delivered` that ends a duty."""
     cancel = duty.what == "cancel"
-    name = codec.canonical([w.correlation, kinds.DELIVERED, duty.subject, duty.n, cancel]).decode()
     return AgentMessage(
-        id=str(uuid.uuid5(ids.NAMESPACE, name)), sender_id=duty.agent, receiver_id="*",
+        id=ids.mark_id(w.correlation, duty.subject, duty.n, cancel), sender_id=duty.agent, receiver_id="*",
         message_type=kinds.DELIVERED, correlation_id=w.correlation, timestamp=now, causation_id=duty.subject,
         generation=w.generation, fact=facts.Delivered(subject=duty.subject, n=duty.n, cancel=cancel),
     )  # fmt: skip

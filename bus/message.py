@@ -55,12 +55,12 @@ class Expected(Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):
 class Envelope(Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):
     """All of a record but its payload, schema and headers."""
 
-    id: str = field(default_factory=new_id)
+    id: str
     sender_id: str
     receiver_id: str
     message_type: str
     correlation_id: str
-    timestamp: float = field(default_factory=time.time)
+    timestamp: float
     priority: int = 5
     ttl: float | None = None
     causation_id: str | None = None
@@ -93,6 +93,8 @@ class AgentMessage(Envelope, frozen=True, kw_only=True, omit_defaults=True, dict
     'me'
     """
 
+    id: str = field(default_factory=new_id)
+    timestamp: float = field(default_factory=time.time)
     payload: Any = None
     schema: str | None = None
     headers: dict[str, str] = field(default_factory=dict)

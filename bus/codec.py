@@ -1,0 +1,128 @@
+"""Bytes <-> message. One JSON object per record, kept verbatim: a decoded message encodes to the bytes it came from."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import Any
+
+import msgspec
+from msgspec import Raw, Struct
+
+from .errors import SchemaError, UndecodableRecord
+from .facts import CALL_DECODER, DECODERS, REQUIRED
+from .message import AgentMessage, Envelope
+from .values import canonical, digest, to_json
+
+RAW = "raw"
+UNKNOWN = "unknown"
+
+_encoder = msgspec.json.Encoder()
+_message = msgspec.json.Decoder(AgentMessage)
+_envelope = msgspec.json.Decoder(Envelope)
+_object = msgspec.json.Decoder(dict[str, Raw])
+_FIELDS = frozenset(AgentMessage.__struct_fields__)
+
+
+class _Payload(Struct):
+    payload: Any = None
+
+
+class _Identity(Struct):
+    """What a Python message makes up by default, and a record must have: every reader must see the same."""
+
+    id: str
+    timestamp: float
+
+
+_payload = msgspec.json.Decoder(_Payload)
+_identity = msgspec.json.Decoder(_Identity)
+
+
+def encode(message: AgentMessage) -> bytes:
+    """Return a message's bytes: those it was decoded from, else one JSON object without defaults."""
+    kept = message.__dict__
+    raw: bytes | None = kept.get(RAW)
+    if raw is not None:
+        return raw
+    raw = _encoder.encode(message)
+    unknown: dict[str, Raw] | None = kept.get(UNKNOWN)
+    if unknown:
+        raw = raw[:-1] + b"," + _encoder.encode(unknown)[1:]
+    return raw
+
+
+def decode(raw: bytes) -> AgentMessage:
+    """Return the message of a record. Raises UndecodableRecord."""
+    try:
+        _identity.decode(raw)
+        message = _message.decode(raw)
+        _open_fact(message)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        raise UndecodableRecord(f"not a record of refold: {error}") from error
+    message.__dict__[RAW] = raw
+    return message
+
+
+def envelope(raw: bytes) -> Envelope:
+    """Return what the fold reads of a record; its payload is skipped. Raises UndecodableRecord."""
+    try:
+        r = _envelope.decode(raw)
+        _open_fact(r)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        raise UndecodableRecord(f"not a record of refold: {error}") from error
+    return r
+
+
+def _open_fact(r: Envelope) -> None:
+    kind = r.message_type
+    if r.fact is not None:
+        fact = DECODERS.get(kind, CALL_DECODER).decode(r.fact)  # type: ignore[arg-type]
+        msgspec.structs.force_setattr(r, "fact", fact)
+    elif kind in REQUIRED:
+        raise msgspec.ValidationError(f"{kind} without its fact")
+
+
+def with_changes(message: AgentMessage, **changes: Any) -> AgentMessage:
+    """Return a changed copy; fields that this release does not know survive."""
+    changed = msgspec.structs.replace(message, **changes)
+    raw = message.__dict__.get(RAW)
+    unknown = message.__dict__.get(UNKNOWN)
+    if raw is not None:
+        unknown = {k: v for k, v in _object.decode(raw).items() if k not in _FIELDS}
+    if unknown:
+        changed.__dict__[UNKNOWN] = unknown
+    return changed
+
+
+def payload(raw: bytes) -> Any:
+    """Return a record's payload as plain JSON types."""
+    return _payload.decode(raw).payload
+
+
+def payload_as(raw: bytes, wanted: Any) -> Any:
+    """Return a record's payload as `wanted`: a Struct, dataclass, TypedDict, pydantic model, or a container of them.
+
+    Raises SchemaError where it does not fit, TypeError where `wanted` is no type that JSON can be read as.
+    """
+    try:
+        return _typed_payload(wanted).decode(raw).payload
+    except msgspec.ValidationError as error:
+        raise SchemaError(f"the payload is no {getattr(wanted, '__name__', wanted)}: {error}") from error
+
+
+@lru_cache(maxsize=1024)
+def _typed_payload(wanted: Any) -> msgspec.json.Decoder[Any]:
+    holder = msgspec.defstruct("Payload", [("payload", wanted, msgspec.field(default=None))])
+    return msgspec.json.Decoder(holder, dec_hook=_read)
+
+
+def _read(wanted: Any, value: Any) -> Any:
+    validate = getattr(wanted, "model_validate", None)  # pydantic
+    if validate is None:
+        raise TypeError(f"JSON cannot be read as {wanted!r}")
+    return validate(value)
+
+
+__all__ = [
+    "canonical", "decode", "digest", "encode", "envelope", "payload", "payload_as", "to_json", "with_changes",
+]  # fmt: skip

@@ -1,0 +1,150 @@
+"""What may enter the log: one set of rules for Python messages before encoding and foreign bytes before decoding."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from typing import Any, NoReturn
+
+import msgspec
+
+from . import codec, kinds
+from .broker import LogMeta
+from .errors import InvalidMessage, TooLarge, UndecodableRecord
+from .message import AgentMessage, Envelope
+from .values import MAX_DEPTH, check_value, to_json
+
+ID = re.compile(r"[!-~]{1,128}")
+ID_FIELDS = ("id", "sender_id", "receiver_id", "message_type", "correlation_id", "causation_id", "in_reply_to",
+             "answers", "to")  # fmt: skip
+_ANYTHING = LogMeta(log_id="", partitions=1)
+_strict = msgspec.json.Decoder(AgentMessage)
+
+
+def check(message: AgentMessage, meta: LogMeta = _ANYTHING) -> bytes:
+    """Return the bytes of a message that may enter the log. Raises InvalidMessage, TooLarge: what, where, what to do."""
+    if codec.RAW not in message.__dict__:
+        check_headers(message.headers)
+        plain = to_json(message.payload)
+        if plain is not message.payload:
+            message = codec.with_changes(message, payload=plain)
+    try:
+        raw = codec.encode(message)
+        _strict.decode(raw)
+    except msgspec.ValidationError as error:
+        problem, _, path = str(error).partition(" - at `")
+        raise InvalidMessage(problem, path=path.rstrip("`") or "$", remedy="see AgentMessage for the types") from error
+    except (TypeError, ValueError) as error:
+        raise InvalidMessage(str(error), remedy="see AgentMessage for the types of its fields") from error
+    check_fields(message)
+    check_size(raw, meta)
+    return raw
+
+
+def check_headers(headers: Any) -> None:
+    """Headers are str -> str. Raises InvalidMessage."""
+    if not isinstance(headers, dict):
+        raise InvalidMessage(f"expected a dict, got {type(headers).__name__}", path="$.headers", remedy="str -> str")
+    for name, text in headers.items():
+        if not isinstance(name, str) or not isinstance(text, str):
+            raise InvalidMessage(
+                f"expected str -> str, got {type(name).__name__} -> {type(text).__name__}", path=f"$.headers.{name}",
+                remedy="convert it with str()",
+            )  # fmt: skip
+    check_value(headers, "$.headers")
+
+
+def check_fields(r: Envelope) -> None:
+    """Judge the envelope's values (their types are known to be right). Raises InvalidMessage."""
+    for name in ID_FIELDS:
+        value = getattr(r, name)
+        if value is None or ID.fullmatch(value) or (name == "correlation_id" and not value and _of_partition(r)):
+            continue
+        raise InvalidMessage(
+            f"{value[:40]!r} is no id", path=f"$.{name}", remedy="use 1 to 128 printable ASCII characters, no spaces"
+        )
+    for name in ("timestamp", "ttl", "deadline"):
+        number = getattr(r, name)
+        if number is not None and not math.isfinite(number):
+            raise InvalidMessage(f"{number} is not finite", path=f"$.{name}", remedy="give seconds as a number")
+    if r.ttl is not None and r.ttl < 0:
+        raise InvalidMessage(f"{r.ttl} is negative", path="$.ttl", remedy="give the seconds that it may wait")
+    if not 0 <= r.priority <= 9:
+        raise InvalidMessage(f"{r.priority} is not within 0..9", path="$.priority", remedy="9 is most urgent")
+
+
+def _of_partition(r: Envelope) -> bool:
+    return r.message_type in kinds.PARTITION
+
+
+def check_size(raw: bytes, meta: LogMeta) -> None:
+    """Raises TooLarge."""
+    if len(raw) > meta.max_record:
+        raise TooLarge(
+            f"the record has {len(raw)} bytes, this log takes {meta.max_record}", path="$.payload",
+            remedy="store the value elsewhere (a file, an object store) and send a reference",
+        )  # fmt: skip
+
+
+def check_outside(message: AgentMessage) -> None:
+    """Refuse what only refold itself may write. Raises InvalidMessage."""
+    if message.message_type in kinds.ENGINE:
+        raise InvalidMessage(
+            f"{message.message_type!r} is a kind that refold keeps for itself", path="$.message_type",
+            remedy="use one of MessageType, or a kind of your own; control verbs have their own calls",
+        )  # fmt: skip
+    for name in ("generation", "work", "fact", "origin"):
+        if getattr(message, name) is not None:
+            raise InvalidMessage(
+                "only refold writes this field", path=f"$.{name}", remedy="leave it out of a message from outside"
+            )
+
+
+# ---- foreign bytes ---------------------------------------------------------------------------------------------------
+class _Pairs(list[tuple[str, Any]]):
+    """A JSON object as it was written, with the keys that come twice."""
+
+
+def check_bytes(raw: bytes, meta: LogMeta = _ANYTHING) -> AgentMessage:
+    """Return the message of bytes that somebody else wrote. Raises InvalidMessage, TooLarge."""
+    check_size(raw, meta)
+    try:
+        text = raw.decode()
+    except UnicodeDecodeError as error:
+        raise InvalidMessage(f"byte {error.start} is not UTF-8", remedy="encode the record as UTF-8 JSON") from error
+    try:
+        tree = json.loads(text, object_pairs_hook=_Pairs, parse_constant=_refuse_constant)
+    except RecursionError as error:
+        raise InvalidMessage(f"nested more than {MAX_DEPTH} deep", remedy="flatten it") from error
+    except ValueError as error:
+        raise InvalidMessage(f"not JSON: {error}", remedy="send one JSON object") from error
+    if not isinstance(tree, _Pairs):
+        raise InvalidMessage(f"expected an object, got {type(tree).__name__}", remedy="send one JSON object")
+    check_value(_unique(tree, "$", 0), "$", -1)
+    try:
+        message = codec.decode(raw)
+    except UndecodableRecord as error:
+        problem, _, path = str(error.__cause__).partition(" - at `")
+        raise InvalidMessage(problem, path=path.rstrip("`") or "$", remedy="see AgentMessage for its fields") from error
+    check_fields(message)
+    return message
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is not a JSON number")
+
+
+def _unique(value: Any, path: str, depth: int) -> Any:
+    if depth > MAX_DEPTH + 1:
+        raise InvalidMessage(f"nested more than {MAX_DEPTH} deep", path=path, remedy="flatten it")
+    if isinstance(value, _Pairs):
+        out: dict[str, Any] = {}
+        for k, v in value:
+            if k in out:
+                raise InvalidMessage(f"the key {k!r} comes twice", path=f"{path}.{k}", remedy="send it once")
+            out[k] = _unique(v, f"{path}.{k}", depth + 1)
+        return out
+    if isinstance(value, list):
+        return [_unique(v, f"{path}[{i}]", depth + 1) for i, v in enumerate(value)]
+    return value
