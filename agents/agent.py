@@ -10,7 +10,7 @@ from typing import Any, TypeVar, get_type_hints, overload
 from msgspec import Struct
 
 from ..bus import kinds
-from ..bus.errors import HandlerError
+from ..bus.errors import HandlerError, Refuse
 from .retry import HANDLER_RETRY, RetryPolicy
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -132,6 +132,15 @@ def inspect_handler(
         agent, kind, function, inspect.iscoroutinefunction(function), len(ps) == 2,
         hints.get(ps[-1].name, Any), hints.get("return", Any), timeout, retry,
     )  # fmt: skip
+
+
+def missing_handler(agent: Agent, kind: str) -> Handler:
+    """Return what stands in for a handler that the agent does not have: it refuses."""
+
+    def refuse(payload: Any) -> None:
+        raise Refuse(f"agent {agent.name!r} has no handler of {kind!r}; add @{agent.name}.on({kind!r})")
+
+    return Handler(agent.name, kind, refuse, False, False, Any, Any, agent.timeout, agent.retry)
 
 
 def handler_of(target: object) -> Handler | None:

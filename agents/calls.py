@@ -13,6 +13,10 @@ from ..bus.errors import AgentError, EffectFailed, Failure, InvalidMessage, Requ
 from .retry import EFFECT_RETRY, RetryPolicy
 
 
+ADDRESS = "refold-address"
+"""Header of a request: where a hint about its answer is welcome."""
+
+
 class IdempotencyKey:
     """Stands for the key of the effect whose arguments it is among; the call gets the key itself (a str)."""
 

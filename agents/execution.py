@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from msgspec import Struct
 
-from ..bus import codec
+from ..bus import codec, facts, kinds
 from ..bus.broker import Appended, Duplicate, Fence, Fenced, Item, Outgoing
 from ..bus.clock import Clock, Source
 from ..bus.errors import HandlerTimeout, PartitionLost, TryAgain
@@ -18,7 +18,7 @@ from ..bus.message import AgentMessage
 from ..projections.patch import merge_patch
 from ..projections.view import NOWHERE, Ref
 from ..projections.workflow import Workflow
-from .calls import typed
+from .calls import ADDRESS, typed
 from .context import Context, PlainFacts
 from .outcome import completion, failure
 from .place import Place, RunKey
@@ -78,11 +78,11 @@ class RunHost:
 
     def fence(self) -> Fence:
         """Return whose right this run's appends claim."""
-        return Fence(self.worker.group, self.place.partition, self.place.epoch)
+        return self.place.fence(self.worker.group)
 
     async def read(self, ref: Ref) -> bytes:
         """Return a record's bytes."""
-        return await self.worker.read(self.place.partition, ref)
+        return await self.worker.records.read(self.place.partition, ref)
 
     async def may_call(self) -> None:
         """Wait until the lease has more than a quarter left."""
@@ -115,7 +115,7 @@ class RunHost:
         if run is not None and run.has_slot:
             run.has_slot = False
             self.stopped()
-            self.worker.run_waits(self.place, self.key, run)
+            self.worker.crew.waits(self.place, self.key, run)
 
     def wants_slot(self) -> None:
         """The run can go on."""
@@ -129,7 +129,7 @@ class RunHost:
             self.worker.scheduler.release()
             return
         run.has_slot = True
-        self.worker.waiting.pop(self.key, None)
+        self.worker.crew.waiting.pop(run, None)
         self.started()
         run.go_on()
         if not run.active and not run.calls:
@@ -174,15 +174,16 @@ async def _append(worker: Worker, item: Item, fence: Fence | None) -> None:
 
 async def execute(run: Run, host: RunHost) -> None:
     """Run the handler to its end, and append how it ended. Never raises but to be cancelled."""
-    await _load(run, host)
+    await load(run, host)
     if run.over:
         return
+    await _announce(run, host)
     token = doing.set(Doing(run.correlation, run.agent, run.message_id, run.tries + 1))
     started = host.clock.monotonic()
     host.started()
     run.begin()
     try:
-        records = completion(run, await _call(run, host))
+        records = completion(run, await call_handler(run, host))
     except asyncio.CancelledError:
         if run.over or run.fault is None:
             raise
@@ -197,7 +198,15 @@ async def execute(run: Run, host: RunHost) -> None:
     if records:
         run.last_id = records[-1].id
         await host.append(records)
+        await _hint(run, host, records[-1])
     host.worker.on_handled(run, records, host.clock.monotonic() - started)
+
+
+async def _hint(run: Run, host: RunHost, last: AgentMessage) -> None:
+    """Tell the client that waits for this answer, if it said where."""
+    address = run.message.headers.get(ADDRESS)
+    if address and last.in_reply_to is not None:
+        await host.worker.broker.notify(address, run.correlation.encode())
 
 
 def _failed(run: Run, error: BaseException) -> list[AgentMessage]:
@@ -211,7 +220,7 @@ def _failed(run: Run, error: BaseException) -> list[AgentMessage]:
     return failure(run, error)
 
 
-async def _load(run: Run, host: RunHost) -> None:
+async def load(run: Run, host: RunHost) -> None:
     """Read the message, and the recorded values of a rerun in one go."""
     worker, place = host.worker, host.place
     run.message = codec.decode(await host.read(run.ref))
@@ -219,19 +228,28 @@ async def _load(run: Run, host: RunHost) -> None:
     if h is None or not h.steps:
         return
     refs = [st.value for st in h.steps.values() if st.settled and st.value != NOWHERE]
-    run.values = await worker.read_many(place.partition, refs)
+    run.values = await worker.records.read_many(place.partition, refs)
+
+
+async def _announce(run: Run, host: RunHost) -> None:
+    """Record the start where somebody must know of it: after a death, and where a time to live ends by it."""
+    h = run.handling()
+    if h is None or not (run.announce or (h.expires is not None and not h.begun)):
+        return
+    fact = facts.AttemptStarted(alone=run.announce == "alone")
+    await host.append([run.record(kinds.ATTEMPT_STARTED, "", None, receiver=run.agent, fact=fact)])
 
 
 async def _state(run: Run, host: RunHost) -> dict[str, Any]:
     state: dict[str, Any] = {}
     patches = [ref for version, ref in run.host.workflow().view.patches if version <= run.version]
-    values = await host.worker.read_many(host.place.partition, patches)
+    values = await host.worker.records.read_many(host.place.partition, patches)
     for ref in patches:
         state = merge_patch(state, codec.payload(values[ref]))
     return state
 
 
-async def _call(run: Run, host: RunHost) -> Any:
+async def call_handler(run: Run, host: RunHost) -> Any:
     handler = run.handler
     state = await _state(run, host) if handler.takes_context else {}
     payload = typed(codec.encode(run.message), handler.payload_type)

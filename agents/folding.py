@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 from ..bus import facts, kinds
@@ -45,7 +46,7 @@ async def fold_batch(worker: Worker, place: Place, records: list[Stored]) -> Non
 def fold_one(worker: Worker, place: Place, stored: Stored, r: Envelope) -> Folded:
     """Fold one record and tell the runs of its workflow."""
     place.touch(r.correlation_id)
-    worker.hot.put(place.partition, stored)
+    worker.records.put(place.partition, stored)
     folded = place.fold.fold(stored, r)
     worker.folded += 1
     place.saw(r.timestamp, worker.clock.now())
@@ -75,16 +76,16 @@ def tell(worker: Worker, place: Place, f: Folded, w: Workflow) -> None:
             if run is not None:
                 st = run.known(path)
                 run.settled(path, f.value if st is not None and st.value == (f.position, -1) else None)
-        if r.message_type in (kinds.REDRIVEN, kinds.DISCARDED) and isinstance(
-            r.fact, facts.Redriven | facts.Discarded
-        ):
+        if isinstance(r.fact, facts.Redriven | facts.Discarded):
             place.wakes((correlation, r.fact.agent, r.fact.message))
+    if isinstance(r.fact, facts.Delivered):
+        place.delivering.discard((correlation, r.fact.subject, r.fact.n, r.fact.cancel))
     if r.work is not None:
         key = (correlation, r.sender_id, r.work.message)
         if place.cohorts.active and r.message_type != kinds.ATTEMPT_STARTED:
-            place.cohorts.passed(key)
+            worker.passed(place, key)
         run = runs.get(key) if runs else None
-        if run is not None and run.writer == r.work.writer:
+        if run is not None and (run.writer == r.work.writer or r.id == run.last_id):
             own_record(worker, place, key, run, r, f.verdict)
     if runs:
         end_closed(worker, place, w, list(runs.items()))
@@ -99,7 +100,7 @@ def own_record(worker: Worker, place: Place, key: RunKey, run: Run, r: Envelope,
             log.error("refold wrote a record that admission refuses: %s is %s (%s)", r.message_type, verdict, r.id)
             place.not_before[key] = worker.clock.monotonic() + 1.0
             worker.consider_after(1.0, place, key[0])
-        worker.drop_run(place, key, run)
+        place.remove(key, run)
 
 
 def end_closed(worker: Worker, place: Place, w: Workflow, runs: list[tuple[RunKey, Run]]) -> None:
@@ -107,13 +108,13 @@ def end_closed(worker: Worker, place: Place, w: Workflow, runs: list[tuple[RunKe
     for key, run in runs:
         h = w.view.handling(run.agent, run.message_id)
         if (h is None or h.closed or h.round != run.round) and not run.finishing:
-            worker.end_run(place, key, run, "its handling is over" if h is None or h.closed else "redriven")
+            worker.crew.end(place, key, run, "its handling is over" if h is None or h.closed else "redriven")
 
 
 def end_all(worker: Worker, place: Place, correlation: str, why: str) -> None:
     """End every run of a workflow."""
     for key, run in list(place.runs.get(correlation, {}).items()):
-        worker.end_run(place, key, run, why)
+        worker.crew.end(place, key, run, why)
 
 
 def settle(worker: Worker, place: Place, w: Workflow) -> None:
@@ -127,7 +128,7 @@ def settle(worker: Worker, place: Place, w: Workflow) -> None:
     consider(worker, place, w)
     if w.duties():
         worker.deliver(place, w.correlation)
-    due = place.schedule(w)
+    due = place.schedule(w, worker.agents)
     if due is not None:
         worker.due_at(due)
     worker.trim(place, w)
@@ -156,20 +157,27 @@ def activate(worker: Worker, place: Place) -> None:
 
 def hold_back(worker: Worker, place: Place, w: Workflow) -> None:
     """After a death: what was runnable starts in cohorts."""
-    for h in w.open_handlings():
-        only_waits = h.begun and not h.starts and any(st.waits for st in h.steps.values())
-        if h.agent in worker.agents and not only_waits:
-            place.cohorts.hold((w.correlation, h.agent, h.message), h)
+    now = place.now(worker.clock.now())
+    for agent in worker.agents.values():
+        for h in may_run(w, agent.name, agent.concurrency, _only_waits):
+            if not _only_waits(h) and not h.parked and (h.due is None or h.due <= now):
+                place.cohorts.hold((w.correlation, h.agent, h.message), h)
+
+
+def _only_waits(h: Handling) -> bool:
+    return h.begun and not h.starts and any(st.waits for st in h.steps.values())
 
 
 def start_cohort(worker: Worker, place: Place) -> None:
-    """Start the next messages that were held back."""
-    keys, alone = place.cohorts.next(worker.running() > 0)
+    """Start the next messages that were held back; what must run alone waits until nothing else runs."""
+    keys, alone = place.cohorts.next(worker.scheduler.used > 0)
+    if alone or (not keys and place.cohorts.waiting and not place.cohorts.running):
+        worker.scheduler.hold()
     for key in keys:
         w = place.fold.find(key[0])
         h = w.view.handling(key[1], key[2]) if w is not None else None
         if w is None or h is None or h.closed:
-            place.cohorts.passed(key)
+            worker.passed(place, key)
             continue
         place.alone[key] = alone
         consider(worker, place, w)
@@ -177,38 +185,45 @@ def start_cohort(worker: Worker, place: Place) -> None:
 
 def consider(worker: Worker, place: Place, w: Workflow) -> None:
     """Queue the handlings of this worker's agents that may start: in log order, one at a time per agent."""
-    if not place.active or place.ended or worker.draining:
+    if not place.active or place.ended or worker.draining or not w.view.open:
         return
-    by_agent: dict[str, list[Handling]] = {}
-    for h in w.open_handlings():
-        if h.agent in worker.agents:
-            by_agent.setdefault(h.agent, []).append(h)
-    for agent, handlings in by_agent.items():
-        _consider_agent(worker, place, w, agent, handlings)
+
+    def waits(h: Handling) -> bool:
+        run = place.run_of(w.correlation, h)
+        if run is None:
+            return place.is_idle((w.correlation, h.agent, h.message))
+        return not (run.has_slot or run.calls or run.wants_slot)
+
+    for name in {agent for agent, _ in w.view.open}:
+        agent = worker.agents.get(name)
+        if agent is None:
+            continue
+        for h in may_run(w, name, agent.concurrency, waits):
+            key = (w.correlation, name, h.message)
+            if place.run_of(w.correlation, h) is None and not place.is_idle(key):
+                _start(worker, place, key, h)
 
 
-def _consider_agent(worker: Worker, place: Place, w: Workflow, agent: str, handlings: list[Handling]) -> None:
-    limit = worker.agents[agent].concurrency
-    held = [w.view.handlings[m][a].version for a, m in w.view.holding if a == agent]
-    barrier = min(held, default=None)
+def may_run(w: Workflow, agent: str, limit: int, waits: Callable[[Handling], bool]) -> Iterator[Handling]:
+    """Yield the handlings of an agent that run or may: `limit` in log order, none behind a dead letter; a request
+    made inside the workflow does not queue behind handlings that only wait."""
+    barrier = min((w.view.handlings[m][a].version for a, m in w.view.holding if a == agent), default=None)
     under_way, all_wait = 0, True
-    for h in handlings:
+    for h in w.open_handlings():
+        if h.agent != agent:
+            continue
         if barrier is not None and h.version > barrier:
             return
-        key = (w.correlation, agent, h.message)
-        run = place.run_of(w.correlation, h)
-        waits = place.is_idle(key) or (run is not None and not run.has_slot and not run.calls and not run.wants_slot)
-        may = under_way < limit or (h.kind == kinds.TASK_REQUEST and h.inside and all_wait)
-        if run is None and not place.is_idle(key) and may:
-            _start(worker, place, key, h)
+        if under_way < limit or (h.kind == kinds.TASK_REQUEST and h.inside and all_wait):
+            yield h
         under_way += 1
-        all_wait = all_wait and waits
+        all_wait = all_wait and waits(h)
         if under_way >= limit and not all_wait:
             return
 
 
 def _start(worker: Worker, place: Place, key: RunKey, h: Handling) -> None:
-    if key in place.cohorts.waiting:
+    if key in place.cohorts.waiting or (key, h.round) in place.diverged:
         return
     if place.not_before.get(key, 0.0) > worker.clock.monotonic():
         return
@@ -218,4 +233,4 @@ def _start(worker: Worker, place: Place, key: RunKey, h: Handling) -> None:
     if not h.begun and h.expires is not None and h.expires <= now:
         worker.due_at(h.expires)
         return
-    worker.queue(place, key, h)
+    worker.crew.queue(place, key, h)

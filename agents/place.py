@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from itertools import count
 
+from ..bus.broker import Fence
 from ..projections.frozen import peek
 from ..projections.partition import PartitionFold
 from ..projections.status import next_due
@@ -33,7 +34,9 @@ class Place:
         self.runs: dict[str, dict[RunKey, Run]] = {}
         self.idle: dict[str, set[RunKey]] = {}
         self.not_before: dict[RunKey, float] = {}
-        self.delivering: set[tuple[str, str, int]] = set()
+        self.diverged: set[tuple[RunKey, int]] = set()
+        self._failures: dict[RunKey, int] = {}
+        self.delivering: set[tuple[str, str, int, bool]] = set()
         self.newest = 0.0
         self.saved_position = fold.position
         self.checkpoint_failed = False
@@ -43,6 +46,10 @@ class Place:
         self._numbers = count(1)
         self._due: list[tuple[float, str]] = []
         self._dues: dict[str, float] = {}
+
+    def fence(self, group: str) -> Fence:
+        """Return the right that appends of this place claim."""
+        return Fence(group, self.partition, self.epoch)
 
     def writer(self) -> str:
         """Return the name of a new run: the owner record's id and a number."""
@@ -100,6 +107,13 @@ class Place:
         return not w.duties()
 
     # ---- runs ------------------------------------------------------------------------------------------------------
+    def backoff(self, key: RunKey, monotonic: float) -> float:
+        """The log could not be reached for this handling: return the seconds until it may be tried again."""
+        self._failures[key] = n = self._failures.get(key, 0) + 1
+        wait = min(0.1 * 2**n, 30.0)
+        self.not_before[key] = monotonic + wait
+        return wait
+
     def run_of(self, correlation: str, h: Handling) -> Run | None:
         """Return the live run of a handling."""
         return self.runs.get(correlation, {}).get((correlation, h.agent, h.message))
@@ -122,9 +136,9 @@ class Place:
             yield from list(runs.items())
 
     # ---- due times -------------------------------------------------------------------------------------------------
-    def schedule(self, w: Workflow) -> float | None:
-        """Note when the workflow is due next; return it."""
-        due = next_due(w)
+    def schedule(self, w: Workflow, hosted: Container[str]) -> float | None:
+        """Note when the workflow is due next for one of these agents; return it."""
+        due = next_due(w, hosted)
         if due is None:
             self._dues.pop(w.correlation, None)
         else:

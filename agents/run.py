@@ -15,13 +15,14 @@ from typing import TYPE_CHECKING, Any, Protocol
 from ..bus import codec, facts, ids, kinds
 from ..bus.clock import Clock, Source
 from ..bus.errors import Divergence, ForeignTask, PartitionLost, StepCancelled, TooLarge, UnawaitedStep, YourBug
-from ..bus.message import AgentMessage, Envelope, Work
+from ..bus.message import AgentMessage, Envelope
 from ..projections.verdict import Verdict
 from ..projections.view import Handling, Step
 from ..projections.workflow import Workflow
 from .agent import Handler
 from .calls import Call, EffectCall, OutputCall, RequestCall, TimerCall, describe, invoke, value_of
 from .threads import Threads
+from .writing import work_record
 
 if TYPE_CHECKING:
     from .context import Gather, Pending
@@ -121,6 +122,7 @@ class Run:
         self.wants_slot = False
         self.finishing = False
         self.last_id = ""
+        self.announce = ""
         self.budget = handler.timeout
         self.fault: BaseException | None = None
         self.task: asyncio.Task[None] | None = None
@@ -483,26 +485,12 @@ class Run:
         self, kind: str, step: str, payload: Any, *, receiver: str = "*", done: bool = False, **fields: Any
     ) -> AgentMessage:
         """Make a record of this run; its id is derived, so that every run makes the same."""
-        w = self.host.workflow()
-        attempt = w.attempts.get((self.agent, self.message_id, self.round, step), 0)
         fields.setdefault("priority", self.message.priority)
-        return AgentMessage(
-            id=ids.derived(
-                self.correlation, self.generation, self.agent, self.message_id, self.round, step, attempt, kind
-            ),
-            sender_id=self.agent,
-            receiver_id=receiver,
-            message_type=kind,
-            payload=payload,
-            correlation_id=self.correlation,
-            timestamp=self.host.now(),
-            causation_id=self.message_id,
-            generation=self.generation,
-            work=Work(
-                message=self.message_id, step=step, round=self.round, attempt=attempt, writer=self.writer, done=done
-            ),
-            **fields,
-        )
+        return work_record(
+            self.host.workflow(), agent=self.agent, message=self.message_id, round=self.round,
+            generation=self.generation, writer=self.writer, kind=kind, now=self.host.now(), step=step,
+            payload=payload, receiver=receiver, done=done, **fields,
+        )  # fmt: skip
 
     def check_size(self, r: AgentMessage) -> None:
         """Refuse a record that the log would refuse, at the call that makes it. Raises TooLarge."""

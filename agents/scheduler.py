@@ -15,10 +15,11 @@ latest after 8 starts for each message that was queued before it: the stated sta
 class Scheduler:
     """Grants slots. Plain and synchronous: what it is asked, in which order, decides everything."""
 
-    def __init__(self, slots: int) -> None:
+    def __init__(self, slots: int, on_quiet: Callable[[], None] = lambda: None) -> None:
         self.slots = slots
         self.used = 0
-        self.exclusive: Hashable | None = None
+        self.held = False
+        self._on_quiet = on_quiet
         self._resume: deque[tuple[Hashable, Callable[[], None]]] = deque()
         self._urgent: list[tuple[int, int, Hashable]] = []
         self._oldest: deque[Hashable] = deque()
@@ -52,7 +53,22 @@ class Scheduler:
     def release(self) -> None:
         """A slot is free."""
         self.used -= 1
+        if self.held and not self.used:
+            self._on_quiet()
         self.grant()
+
+    def hold(self) -> None:
+        """Grant nothing until `unhold`: something must run alone. `on_quiet` is called when the last slot is free."""
+        self.held = True
+
+    def unhold(self) -> None:
+        """Go on."""
+        self.held = False
+        self.grant()
+
+    def take(self) -> None:
+        """Take a slot for what runs alone."""
+        self.used += 1
 
     def grant(self) -> None:
         """Hand out free slots."""
@@ -60,7 +76,7 @@ class Scheduler:
             return
         self._granting = True
         try:
-            while self.used < self.slots and (go := self._next()) is not None:
+            while not self.held and self.used < self.slots and (go := self._next()) is not None:
                 self.used += 1
                 go()
         finally:

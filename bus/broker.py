@@ -352,7 +352,10 @@ class Broker(Protocol):
         ...
 
     async def read_workflow(self, correlation_id: str, *, after: int = 0, limit: int = 1000) -> Page:
-        """Return records of the workflow, and its partition's own records, with position > after, in log order."""
+        """Return records of the workflow, and its partition's own records, with position > after, in log order.
+
+        `next` of the page is what to pass as `after` for the next one.
+        """
         ...
 
     async def read_at(self, partition: int, positions: Sequence[int]) -> list[Stored]:

@@ -76,9 +76,10 @@ def envelope(raw: bytes) -> Envelope:
 def _open_fact(r: Envelope) -> None:
     kind = r.message_type
     if r.fact is not None:
-        fact = DECODERS.get(kind, CALL_DECODER).decode(r.fact)  # type: ignore[arg-type]
+        raw = bytes(r.fact)  # type: ignore[call-overload]
+        fact = None if raw == b"null" else DECODERS.get(kind, CALL_DECODER).decode(raw)
         msgspec.structs.force_setattr(r, "fact", fact)
-    elif kind in REQUIRED:
+    if r.fact is None and kind in REQUIRED:
         raise msgspec.ValidationError(f"{kind} without its fact")
 
 

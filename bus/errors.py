@@ -27,6 +27,7 @@ RefoldError
 │   ├── WorkflowExists              the id belongs to a workflow that was started otherwise
 │   ├── NoSuchWorkflow
 │   ├── VerbRefused                 a control verb that breaks the workflow's rules
+│   ├── PoisonMessage               a message whose handling keeps ending its process
 │   └── Failure                     terminal inside a handler: it ends the handling without retries
 │       ├── AgentError                  the callee answered with an error_report, or was given up
 │       │   └── RequestExpired              its deadline passed
@@ -170,6 +171,10 @@ class NoSuchWorkflow(Never):
 
 class VerbRefused(Never):
     """A control verb that breaks the workflow's rules; the text says which rule."""
+
+
+class PoisonMessage(Never):
+    """The handling of this message, alone in its process, ended the process again and again."""
 
 
 class Failure(Never):

@@ -14,7 +14,7 @@ from .kinds import ERROR_REPORT, TASK_REQUEST, TASK_RESPONSE, MessageType
 if TYPE_CHECKING:
     FactField = Fact | None
 else:  # on the wire a fact's Struct depends on the record's kind: the codec decodes it in a second step
-    FactField = Raw | None
+    FactField = Raw
 
 __all__ = ["AgentMessage", "Envelope", "Expected", "MessageType", "Origin", "Work", "new_id"]
 

@@ -155,7 +155,7 @@ class PartitionFold:
             except UndecodableRecord:
                 continue
             if stored.key is None or r.message_type in kinds.PARTITION:
-                for agent, wanted in list(_listen(listeners, r)):
+                for agent, wanted in list(listen(listeners, r)):
                     w.view.claim(agent, wanted)
             elif r.correlation_id == correlation:
                 w.admit(r, stored.position, dict(listeners))
@@ -197,7 +197,7 @@ class PartitionFold:
             known = self.groups.get(fact.group)
             if known is not None and known.epoch == fact.epoch:
                 known.released = True
-        for agent, wanted in _listen(self.listeners, r):
+        for agent, wanted in listen(self.listeners, r):
             for correlation in self.unclaimed.pop(agent, {}):
                 w = self.find(correlation)
                 if w is None and correlation in self.recent:
@@ -231,7 +231,7 @@ class PartitionFold:
             self.entries[peek(entry).correlation] = entry
 
 
-def _listen(listeners: Listeners, r: Envelope) -> Iterator[tuple[str, tuple[str, ...]]]:
+def listen(listeners: Listeners, r: Envelope) -> Iterator[tuple[str, tuple[str, ...]]]:
     """Let a partition's own record change who listens; yield the agents that are new."""
     fact = r.fact
     if isinstance(fact, facts.Retired):

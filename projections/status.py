@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Container
 from enum import StrEnum
 
 from msgspec import Struct, field
@@ -46,11 +47,11 @@ class Report(Struct, frozen=True, omit_defaults=True):
     unclaimed: list[str] = field(default_factory=list)
 
 
-def report(w: Workflow) -> Report:
-    """Return the status of a workflow, with reasons. Pure: says nothing of who is alive now."""
+def report(w: Workflow, hosted: Container[str] | None = None) -> Report:
+    """Return the status of a workflow, with reasons. `hosted`: the agents that somebody hosts now, where known."""
     v = w.view
     waits = [wait for h in w.open_handlings() for wait in waits_of(v, h)]
-    blocked = _blocked(w)
+    blocked = _blocked(w) + (_absent(w, hosted) if hosted is not None else [])
     unclaimed = [f"{u.kind} for {u.receiver!r}, which no worker has ever hosted" for u in v.unclaimed]
     return Report(_status(w, blocked), w.version, w.generation, waits, blocked, unclaimed)
 
@@ -61,6 +62,11 @@ def _blocked(w: Workflow) -> list[str]:
     if w.ledger.guarded:
         out += [f"compensation of {k} failed" for k, e in w.ledger.effects.items() if e.status == "parked"]
     return out
+
+
+def _absent(w: Workflow, hosted: Container[str]) -> list[str]:
+    agents = {h.agent for h in w.open_handlings() if h.agent not in hosted}
+    return [f"no worker hosts {agent!r} now" for agent in sorted(agents)]
 
 
 def waits_of(v: View, h: Handling) -> list[Wait]:
@@ -108,10 +114,15 @@ def _ended(v: View) -> Status:
     return Status.FAILED if (end or (h.end if h else "")) in FAILURES else Status.COMPLETED
 
 
-def next_due(w: Workflow) -> float | None:
-    """Return the earliest time at which something must be done without a record arriving; None if there is none."""
+def next_due(w: Workflow, agents: Container[str] | None = None) -> float | None:
+    """Return the earliest time at which something must be done without a record arriving; None if there is none.
+
+    `agents`: only what concerns one of these.
+    """
     dues = []
     for h in w.open_handlings():
+        if agents is not None and h.agent not in agents:
+            continue
         if not h.begun and h.expires is not None:
             dues.append(h.expires)
         if h.due is not None:

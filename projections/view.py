@@ -374,6 +374,7 @@ class View(Struct, gc=False):
             h.lone_starts += isinstance(r.fact, facts.AttemptStarted) and r.fact.alone
             return
         h.starts = h.lone_starts = 0
+        h.due = None
         if kind == kinds.ATTEMPT_FAILED and isinstance(r.fact, facts.AttemptFailed):
             h.parked, h.due = r.fact.parked, r.fact.due
             h.tries += not r.fact.parked

@@ -1,0 +1,332 @@
+"""The client: ask, start, send, attach. Owns no partition; what it waits for is in the log."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import math
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from types import TracebackType
+from typing import Any, NamedTuple, Self, TypeVar, cast, overload
+
+from ..brokers import open_broker
+from ..bus import codec, kinds
+from ..bus.broker import ANY_LOG, Broker, Listener, LogSpec
+from ..bus.clock import Clock, Source
+from ..bus.errors import NoSuchWorkflow, WorkflowExists
+from ..bus.message import AgentMessage, Expected
+from ..bus.sender import Authorise, Position, Seal, Sender, allow, unsealed
+from ..projections.follow import Follower
+from ..projections.status import Report, report
+from ..projections.verdict import Verdict
+from ..projections.view import Request
+from .agent import Agent, handler_of, name_of
+from .calls import ADDRESS, RequestCall, check_kind, value_of
+from .patience import why_no_answer
+
+T = TypeVar("T")
+R = TypeVar("R")
+Target = str | Agent | Callable[..., Any]
+
+DEFAULT_BROKER = "sqlite:///refold.db"
+DEFAULT_TIMEOUT = 30.0
+LOOK_AGAIN = 2.0
+"""Seconds after which the log is read again when no hint came."""
+
+
+class Event(NamedTuple):
+    """A record of a workflow, as `Handle.events` yields it."""
+
+    position: int
+    time: float
+    verdict: Verdict
+    message: AgentMessage
+
+
+class MessageBus(Sender):
+    """A client's connection to the log. Use `MessageBus.open(url)`."""
+
+    def __init__(
+        self, broker: Broker, *, sender: str = "client", authorise: Authorise = allow, seal: Seal = unsealed,
+        clock: Clock | None = None, source: Source | None = None,
+    ) -> None:  # fmt: skip
+        super().__init__(broker, authorise=authorise, seal=seal)
+        self.sender = sender
+        self.clock = clock or Clock()
+        self.source = source or Source()
+        self._hints = Hints(broker)
+
+    @classmethod
+    @asynccontextmanager
+    async def open(
+        cls, broker: str | Broker = DEFAULT_BROKER, *, create: bool = True, spec: LogSpec = ANY_LOG, **settings: Any
+    ) -> AsyncIterator[Self]:
+        """Open a log by its URL (or take a broker that is open). `create=False` refuses to make a new one.
+
+        Raises UnknownBroker, LogMissing, LogMismatch, LogCorrupt, BrokerUnavailable.
+        """
+        async with contextlib.AsyncExitStack() as stack:
+            if isinstance(broker, str):
+                broker = await stack.enter_async_context(open_broker(broker))
+                await broker.ensure_log(spec, create=create)
+            bus = cls(broker, **settings)
+            yield await stack.enter_async_context(bus)
+
+    async def __aenter__(self) -> Self:
+        await self._hints.__aenter__()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self._hints.__aexit__(kind, error, trace)
+
+    # ---- asking ------------------------------------------------------------------------------------------------------
+    @overload
+    async def request(
+        self, target: Callable[[Any, Any], Coroutine[Any, Any, R]], payload: Any = None, *,
+        timeout: float = DEFAULT_TIMEOUT, id: str | None = None, priority: int = 5, ttl: float | None = None,
+        returns: None = None,
+    ) -> R: ...  # fmt: skip
+    @overload
+    async def request(
+        self, target: Target, payload: Any = None, *,
+        timeout: float = DEFAULT_TIMEOUT, id: str | None = None, priority: int = 5, ttl: float | None = None,
+        returns: type[T],
+    ) -> T: ...  # fmt: skip
+    @overload
+    async def request(
+        self, target: Target, payload: Any = None, *,
+        timeout: float = DEFAULT_TIMEOUT, id: str | None = None, priority: int = 5, ttl: float | None = None,
+        returns: None = None,
+    ) -> Any: ...  # fmt: skip
+    async def request(
+        self, target: Any, payload: Any = None, *, timeout: float = DEFAULT_TIMEOUT, id: str | None = None,
+        priority: int = 5, ttl: float | None = None, returns: Any = None,
+    ) -> Any:  # fmt: skip
+        """Start a workflow and return its answer; `timeout` (seconds) bounds only this wait.
+
+        Raises AgentError where the agent answers with an error or the request was given up; RequestTimeout,
+        AgentUnavailable or NoSuchAgent where no answer came in time: the request stays in the log.
+        """
+        handle = await self.start(target, payload, id=id, priority=priority, ttl=ttl, returns=returns)
+        return await handle.result(timeout)
+
+    async def start(
+        self, target: Target, payload: Any = None, *, id: str | None = None, priority: int = 5,
+        ttl: float | None = None, returns: Any = None,
+    ) -> Handle:  # fmt: skip
+        """Start a workflow under a name of your own. The same start again returns the running workflow's handle.
+
+        Raises WorkflowExists where the id belongs to a workflow that was started otherwise.
+        """
+        message = AgentMessage.request(
+            name_of(target), payload, sender=self.sender, correlation_id=id or self.source.new_id(),
+            id=self.source.new_id(), timestamp=self.clock.now(), priority=priority, ttl=ttl,
+            expected=Expected(version=0) if id is not None else None, headers=self._hints.headers(),
+        )  # fmt: skip
+        returns = _returns(target, returns)
+        if id is not None:
+            known = Follower(self.broker, id)
+            await known.catch_up()
+            if known.workflow.version:
+                return await self._known(known, message, returns)
+        position = await self.send_message(message)
+        handle = Handle(self, Follower(self.broker, message.correlation_id, position.position - 1), message.id, returns)
+        if id is not None:
+            handle.follower = Follower(self.broker, id)
+            await handle.follower.catch_up()
+            if handle.follower.workflow.verdicts.get(message.id) is Verdict.CONFLICT:
+                return await self._known(handle.follower, message, returns)
+        return handle
+
+    async def _known(self, follower: Follower, wanted: AgentMessage, returns: Any) -> Handle:
+        """The workflow is there: it must have been started by the same call."""
+        (stored,) = await self.broker.read_at(follower.partition, [follower.workflow.view.path[0].ref[0]])
+        first = codec.decode(stored.value)
+        payload = codec.to_json(wanted.payload)
+        same = (first.message_type, first.receiver_id, codec.digest(first.payload)) == (
+            wanted.message_type, wanted.receiver_id, codec.digest(payload)
+        )  # fmt: skip
+        if not same:
+            raise WorkflowExists(
+                f"workflow {follower.correlation!r} was started with {first.message_type} to {first.receiver_id!r} and "
+                "another payload: choose another id, or `attach` to it"
+            )
+        return Handle(self, follower, first.id, returns)
+
+    async def send(
+        self, target: Target, payload: Any = None, *, kind: str = kinds.STATUS_UPDATE, id: str | None = None,
+        priority: int = 5, ttl: float | None = None,
+    ) -> AgentMessage:  # fmt: skip
+        """Append a message that nobody answers, in workflow `id` (default: one of its own). `target` "*" is everybody
+        who listens to `kind`. Returns the message."""
+        check_kind(kind, "send")
+        message = AgentMessage(
+            id=self.source.new_id(), sender_id=self.sender, receiver_id=name_of(target), message_type=kind,
+            payload=payload, correlation_id=id or self.source.new_id(), timestamp=self.clock.now(),
+            priority=priority, ttl=ttl,
+        )  # fmt: skip
+        await self.send_message(message)
+        return message
+
+    async def attach(self, id: str, *, returns: Any = Any) -> Handle:
+        """Return the handle of a workflow that anybody started. Raises NoSuchWorkflow."""
+        follower = Follower(self.broker, id)
+        await follower.catch_up()
+        w = follower.workflow
+        if not w.verdicts:
+            raise NoSuchWorkflow(f"the log holds no workflow {id!r}; `refold ps` lists those that are open")
+        first = next((q.id for q in w.view.requests.values() if q.asked and q.to is None and q.asker is None), "")
+        return Handle(self, follower, first, returns)
+
+    def told(self, correlation: str) -> AbstractAsyncContextManager[asyncio.Event]:
+        """Open an event that is set when a hint about the workflow comes."""
+        return self._hints.about(correlation)
+
+
+def _returns(target: Any, returns: Any) -> Any:
+    handler = handler_of(target)
+    if returns is not None:
+        return returns
+    return handler.result_type if handler is not None else Any
+
+
+class Handle:
+    """One workflow, and (where it was asked one) the request whose answer is its result."""
+
+    def __init__(self, bus: MessageBus, follower: Follower, request_id: str, returns: Any = Any) -> None:
+        self.bus = bus
+        self.follower = follower
+        self.request_id = request_id
+        self.returns = returns
+
+    @property
+    def correlation_id(self) -> str:
+        """The workflow's id."""
+        return self.follower.correlation
+
+    async def result(self, timeout: float | None = None) -> Any:
+        """Wait for the answer (`timeout` seconds, None: for ever) and return it. Raises as `MessageBus.request` does."""
+        clock = self.bus.clock
+        until = math.inf if timeout is None else clock.monotonic() + timeout
+        async with self.bus.told(self.correlation_id) as hint:
+            while True:
+                hint.clear()
+                await self.follower.catch_up()
+                q = self._answered()
+                if q is not None:
+                    return await self._value(q)
+                left = until - clock.monotonic()
+                if left <= 0:
+                    raise await why_no_answer(self.bus.broker, self.follower, self.request_id, cast("float", timeout))
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(min(left, LOOK_AGAIN)):
+                        await hint.wait()
+
+    def _answered(self) -> Request | None:
+        requests = self.follower.workflow.view.requests
+        q = requests.get(self.request_id)
+        if q is None:
+            return None
+        root = requests[q.root]
+        return root if root.answered else None
+
+    async def _value(self, q: Request) -> Any:
+        call = RequestCall(kinds.TASK_REQUEST, q.agent, "", False, q.agent, returns=self.returns)
+        (stored,) = await self.bus.broker.read_at(self.follower.partition, [q.answer[0]])
+        return value_of(call, q.answer_kind, stored.value)
+
+    async def status(self) -> Report:
+        """Return the workflow's state now, with what it waits for and why it is blocked."""
+        await self.follower.catch_up()
+        members = await self.bus.broker.members()
+        hosted = {agent for m in members for agent in m.presence.agents}
+        return report(self.follower.workflow, hosted)
+
+    async def events(self, after: int = 0) -> AsyncIterator[Event]:
+        """Yield the workflow's records after that position, then new ones as they come, until it is complete."""
+        follower = Follower(self.bus.broker, self.correlation_id)
+        async with self.bus.told(self.correlation_id) as hint:
+            while True:
+                hint.clear()
+                async for j in follower.read():
+                    if j.position > after:
+                        yield Event(j.position, j.time, j.verdict, codec.decode(j.value))
+                if follower.workflow.verdicts and follower.workflow.is_complete():
+                    return
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(LOOK_AGAIN / 8):
+                        await hint.wait()
+
+    async def send(self, payload: Any = None, *, kind: str = kinds.STATUS_UPDATE, to: Target | None = None) -> Position:
+        """Append a message to this workflow; `to` defaults to the agent that was asked."""
+        return await self.bus.send_message(self._message(kind, payload, to))
+
+    async def request(
+        self, payload: Any = None, *, to: Target | None = None, timeout: float | None = DEFAULT_TIMEOUT,
+        returns: Any = None,
+    ) -> Any:  # fmt: skip
+        """Ask again in the same workflow (the next turn of a conversation) and return the answer."""
+        message = self._message(kinds.TASK_REQUEST, payload, to, asked=True, headers=self.bus._hints.headers())
+        await self.bus.send_message(message)
+        wanted = self.returns if returns is None and to is None else _returns(to, returns)
+        return await Handle(self.bus, self.follower, message.id, wanted).result(timeout)
+
+    def _message(self, kind: str, payload: Any, to: Target | None, **fields: Any) -> AgentMessage:
+        bus = self.bus
+        q = self.follower.workflow.view.requests.get(self.request_id)
+        receiver = name_of(to) if to is not None else (q.agent if q is not None else "*")
+        return AgentMessage(
+            id=bus.source.new_id(), sender_id=bus.sender, receiver_id=receiver, message_type=kind, payload=payload,
+            correlation_id=self.correlation_id, timestamp=bus.clock.now(), causation_id=self.request_id or None,
+            **fields,
+        )  # fmt: skip
+
+    async def cancel(self, reason: str = "") -> None:
+        """Close all that is open in the workflow; its children are cancelled too."""
+        from .control import cancel  # noqa: PLC0415 - control builds on the client
+
+        await cancel(self.bus, self.correlation_id, actor=self.bus.sender, reason=reason)
+
+
+class Hints:
+    """One address per client; hints wake who waits for that workflow."""
+
+    def __init__(self, broker: Broker) -> None:
+        self._broker = broker
+        self._waiting: dict[str, set[asyncio.Event]] = {}
+        self._listener: Listener | None = None
+        self._stack = contextlib.AsyncExitStack()
+
+    async def __aenter__(self) -> None:
+        self._listener = await self._stack.enter_async_context(self._broker.listen())
+        tasks = await self._stack.enter_async_context(asyncio.TaskGroup())
+        task = tasks.create_task(self._hear(self._listener))
+        self._stack.callback(task.cancel)
+
+    async def __aexit__(self, *exc: Any) -> None:
+        await self._stack.aclose()
+
+    async def _hear(self, listener: Listener) -> None:
+        while True:
+            correlation = (await listener.get()).decode(errors="replace")
+            for event in self._waiting.get(correlation, ()):
+                event.set()
+
+    def headers(self) -> dict[str, str]:
+        """Return the headers of a request whose answer somebody waits for here."""
+        return {ADDRESS: self._listener.address} if self._listener is not None else {}
+
+    @asynccontextmanager
+    async def about(self, correlation: str) -> AsyncIterator[asyncio.Event]:
+        """Open an event that is set when a hint about the workflow comes."""
+        event = asyncio.Event()
+        self._waiting.setdefault(correlation, set()).add(event)
+        try:
+            yield event
+        finally:
+            self._waiting[correlation].discard(event)
+            if not self._waiting[correlation]:
+                del self._waiting[correlation]

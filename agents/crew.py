@@ -1,0 +1,169 @@
+"""The runs of a worker: started when a slot is free, parked while they only wait, ended from outside."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import OrderedDict
+from typing import TYPE_CHECKING
+
+from ..bus.errors import Divergence, PartitionLost, PoisonMessage, TryAgain
+from ..projections.view import Handling
+from . import outcome
+from .agent import Handler, missing_handler
+from .cohorts import LONE_DEATHS
+from .execution import RunHost, execute, load
+from .place import Place, RunKey
+from .run import Run
+
+if TYPE_CHECKING:
+    from .worker import Worker
+
+log = logging.getLogger("refold.worker")
+
+ABANDONED_AFTER = 5.0
+"""Seconds after which a run that was ended, and goes on regardless, counts as abandoned."""
+
+
+class Crew:
+    """What runs now, and what waits. One per worker."""
+
+    def __init__(self, worker: Worker, max_live: int) -> None:
+        self.worker = worker
+        self.max_live = max_live
+        self.waiting: OrderedDict[Run, tuple[Place, RunKey]] = OrderedDict()
+        self.ending: set[asyncio.Task[None]] = set()
+        self.abandoned = 0
+
+    # ---- starting ----------------------------------------------------------------------------------------------------
+    def queue(self, place: Place, key: RunKey, h: Handling) -> None:
+        """Start the handling when a slot is free."""
+        worker, round = self.worker, h.round
+        if place.alone.get(key):
+            worker.scheduler.take()
+            self._go(place, key, round)
+        else:
+            worker.scheduler.start((place, key), h.priority, lambda: self._go(place, key, round))
+
+    def _go(self, place: Place, key: RunKey, round: int) -> None:
+        worker = self.worker
+        w = place.fold.find(key[0])
+        h = w.view.handling(key[1], key[2]) if w is not None else None
+        gone = w is None or h is None or h.closed or h.round != round or place.run_of(key[0], h) is not None
+        if gone or place.ended or worker.draining:
+            worker.scheduler.release()
+            return
+        assert w is not None and h is not None
+        run = Run(host := RunHost(worker, place, key), self._handler(h), h, w, place.writer())
+        host.run = run
+        place.add(key, run)
+        run.task = worker.spawn(self._carry_out(place, key, run, host))
+
+    def _handler(self, h: Handling) -> Handler:
+        agent = self.worker.agents[h.agent]
+        return agent.handlers.get(h.kind) or missing_handler(agent, h.kind)
+
+    async def _carry_out(self, place: Place, key: RunKey, run: Run, host: RunHost) -> None:
+        """Run it to its end, whatever that is."""
+        worker, wait = self.worker, 0.0
+        try:
+            if not await self._on_trial(place, key, run, host):
+                await execute(run, host)
+        except asyncio.CancelledError:
+            if not run.over:
+                raise
+        except PartitionLost as error:
+            run.end(str(error))
+        except TryAgain as error:
+            wait = place.backoff(key, worker.clock.monotonic())
+            log.warning("%s: %s; trying again in %.1f s", run.agent, error, wait)
+        except Exception:
+            wait = place.backoff(key, worker.clock.monotonic())
+            log.exception("%s: the end of a handling could not be recorded; trying again in %.1f s", run.agent, wait)
+        finally:
+            self._ended(place, key, run, wait)
+
+    async def _on_trial(self, place: Place, key: RunKey, run: Run, host: RunHost) -> bool:
+        """After a death each start is recorded; True if the message has killed its process too often."""
+        h = run.handling()
+        if h is None or key not in place.alone:
+            return False
+        if h.lone_starts >= LONE_DEATHS:
+            error = PoisonMessage(f"its handling ended the process {h.lone_starts} times, with nothing beside it")
+            await load(run, host)
+            records = outcome.ended(run, error, dead=True)
+            run.finishing, run.last_id = True, records[-1].id
+            await host.append(records)
+            return True
+        run.announce = "alone" if place.alone[key] else "in a cohort"
+        return False
+
+    def _ended(self, place: Place, key: RunKey, run: Run, wait: float) -> None:
+        """The task is over; the run itself is, when its last record is folded."""
+        worker = self.worker
+        self.waiting.pop(run, None)
+        if isinstance(run.fault, Divergence):
+            place.diverged.add((key, run.round))
+        if run.has_slot:
+            run.has_slot = False
+            worker.scheduler.release()
+        if run.last_id and not wait and not run.over:
+            return
+        place.remove(key, run)
+        if wait:
+            worker.consider_after(wait, place, key[0])
+        elif not place.ended:
+            worker.passed(place, key)
+            worker.later(place, key[0])
+
+    # ---- waiting -----------------------------------------------------------------------------------------------------
+    def waits(self, place: Place, key: RunKey, run: Run) -> None:
+        """The run only waits: its slot is free; beyond `max_live` the one that has waited longest is parked."""
+        worker = self.worker
+        worker.scheduler.release()
+        self.waiting[run] = (place, key)
+        worker.passed(place, key)
+        worker.later(place, key[0])
+        if worker.draining:
+            self.park(run)
+        while len(self.waiting) > self.max_live:
+            self.park(next(iter(self.waiting)))
+
+    def park(self, run: Run) -> None:
+        """Drop a run that only waits; what it waits for starts its handling again."""
+        place, key = self.waiting.pop(run)
+        if run.wants_slot or run.over:
+            return
+        place.idle.setdefault(key[0], set()).add(key)
+        self.end(place, key, run, "parked")
+
+    # ---- ending ------------------------------------------------------------------------------------------------------
+    def end(self, place: Place, key: RunKey, run: Run, why: str, *, let_calls_finish: bool = False) -> None:
+        """End a run from outside; its slot is free at once, unless its call may finish."""
+        worker = self.worker
+        self.waiting.pop(run, None)
+        run.end(why, let_calls_finish=let_calls_finish)
+        if let_calls_finish and run.calls:
+            return
+        place.remove(key, run)
+        if run.has_slot:
+            run.has_slot = False
+            worker.scheduler.release()
+        if run.task is not None and not run.task.done():
+            self._watch(run.task, run, why)
+
+    def _watch(self, task: asyncio.Task[None], run: Run, why: str) -> None:
+        self.ending.add(task)
+        task.add_done_callback(self.ending.discard)
+
+        def look() -> None:
+            if not task.done():
+                self.abandoned += 1
+                log.error("a run of %s was ended (%s) and goes on regardless: it is abandoned", run.agent, why)
+
+        asyncio.get_running_loop().call_later(ABANDONED_AFTER, look)
+
+    def end_all(self, place: Place, why: str) -> None:
+        """The place has gone: what is in a call may finish that."""
+        for key, run in place.all_runs():
+            self.end(place, key, run, why, let_calls_finish=True)

@@ -1,0 +1,55 @@
+"""Records by position: a cache of what was folded last, and the log for the rest."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterable
+
+from ..bus import codec, facts, ids
+from ..bus.broker import Broker, Stored
+from ..bus.errors import LogTruncated
+from ..projections.view import Ref
+
+CACHE_BYTES = 32 * 1024 * 1024
+
+
+class Records:
+    """Reads bytes by (partition, ref). What has just been folded is at hand; the rest is read again."""
+
+    def __init__(self, broker: Broker, limit: int = CACHE_BYTES) -> None:
+        self._broker = broker
+        self._limit = limit
+        self._size = 0
+        self._hot: OrderedDict[tuple[int, int], bytes] = OrderedDict()
+
+    def put(self, partition: int, stored: Stored) -> None:
+        """Keep a record that was folded, as long as there is room."""
+        self._hot[partition, stored.position] = stored.value
+        self._size += len(stored.value)
+        while self._size > self._limit:
+            _, value = self._hot.popitem(last=False)
+            self._size -= len(value)
+
+    async def read(self, partition: int, ref: Ref) -> bytes:
+        """Return a record's bytes. Raises LogTruncated."""
+        return (await self.read_many(partition, [ref]))[ref]
+
+    async def read_many(self, partition: int, refs: Iterable[Ref]) -> dict[Ref, bytes]:
+        """Return several records' bytes, read in one go. Raises LogTruncated."""
+        wanted = set(refs)
+        found = {p: raw for p, _ in wanted if (raw := self._hot.get((partition, p))) is not None}
+        missing = sorted({p for p, _ in wanted} - set(found))
+        if missing:
+            found |= {s.position: s.value for s in await self._broker.read_at(partition, missing)}
+        return {ref: _of(found[ref[0]], ref[1]) for ref in wanted}
+
+
+def _of(raw: bytes, index: int) -> bytes:
+    """Return the record itself (-1), or the correction that a `rolled_back` brought with it."""
+    if index < 0:
+        return raw
+    rolled_back = codec.envelope(raw)
+    if not isinstance(rolled_back.fact, facts.RolledBack):
+        raise LogTruncated(f"a correction is looked for in a record of kind {rolled_back.message_type}")
+    fix = codec.decode(bytes(rolled_back.fact.with_inputs[index]))
+    return codec.encode(codec.with_changes(fix, id=ids.correction_id(rolled_back.id, index), generation=None))

@@ -1,0 +1,432 @@
+"""`Worker`: hosts agents. It folds the partitions that it owns, and from the fold it knows what to do."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import socket
+from collections import OrderedDict
+from collections.abc import Callable, Coroutine, Sequence
+from typing import Any
+
+from msgspec import Struct
+
+from ..bus import facts
+from ..bus.broker import Assigned, Batch, Broker, Event, Lost, Presence, Revoked, Stored, Subscription
+from ..bus.clock import Clock, Source
+from ..bus.errors import ConfigError, LogTruncated, PartitionLost, TryAgain
+from ..bus.message import AgentMessage
+from ..projections.workflow import Workflow
+from .agent import Agent
+from .crew import Crew
+from .folding import fold_batch, settle, start_cohort
+from .ownership import give_up, save_checkpoint, take_over
+from .parcels import deliver, forward_strays
+from .place import Place, RunKey
+from .presence import join
+from .records import Records
+from .run import Run
+from .scheduler import Scheduler
+from .threads import Threads
+from .timers import fire
+from .watchdog import Watchdog
+
+log = logging.getLogger("refold.worker")
+
+CHECKPOINT_SECONDS = 5.0
+CHECKPOINT_RECORDS = 10_000
+LIVE_WORKFLOWS = 4_000
+"""Open workflows kept as objects; beyond it those that only wait are kept as bytes."""
+EXIT_STALLED = 70
+
+
+class Handling(Struct, frozen=True):
+    """One handling that ended, or an attempt of it: what `on_handled` is told. `seconds` includes waiting."""
+
+    workflow: str
+    agent: str
+    message: str
+    kind: str
+    attempt: int
+    outcome: str
+    seconds: float
+    steps: int
+
+
+class Worker:
+    """A process's consumer: hosts `agents` in `group`.
+
+    `concurrency` is how many handlers run at once, `max_live` how many that only wait keep their run, `lease` seconds
+    after which others take over what this worker owned when it fell silent, `drain` seconds that running handlers get
+    to end at `stop`. Use `run`; it returns an exit code after `stop`.
+    """
+
+    def __init__(
+        self, broker: Broker, agents: Sequence[Agent], *, group: str, member: str | None = None, app: str = "",
+        concurrency: int = 100, max_live: int = 1000, lease: float = 8.0, stall_limit: float = 30.0,
+        drain: float = 20.0, threads: int = 16, clock: Clock | None = None, source: Source | None = None,
+        on_handled: Callable[[Handling], None] | None = None,
+    ) -> None:  # fmt: skip
+        self.broker = broker
+        self.agents = {agent.name: agent for agent in agents}
+        if not agents or len(self.agents) < len(agents):
+            names = ", ".join(a.name for a in agents) or "none"
+            raise ConfigError(f"a worker hosts one or more agents with different names, not: {names}")
+        self.group = group
+        self.member = member or f"{socket.gethostname()}-{os.getpid()}-{os.urandom(2).hex()}"
+        self.app = app
+        self.lease, self.stall_limit, self.drain_time = lease, stall_limit, drain
+        self.clock = clock or Clock()
+        self.source = source or Source()
+        self.threads = Threads(threads, self._threads_exhausted)
+        self.scheduler = Scheduler(concurrency, self._quiet)
+        self.records = Records(broker)
+        self.crew = Crew(self, max_live)
+        self.watchdog = Watchdog()
+        self.places: dict[int, Place] = {}
+        self.truncated: dict[int, str] = {}
+        self.strays: set[int] = set()
+        self.folded = self.fenced = self.handled = 0
+        self.draining = False
+        self.exit_code = 0
+        self.caught_up = asyncio.Event()
+        self._on_handled = on_handled
+        self._stopping = asyncio.Event()
+        self._stopped = False
+        self._taking: dict[int, asyncio.Task[None]] = {}
+        self._owed: dict[Place, set[str]] = {}
+        self._parcel_bell = asyncio.Event()
+        self._timer_bell = asyncio.Event()
+        self._checkpoint_bell = asyncio.Event()
+        self._later: dict[tuple[Place, str], None] = {}
+        self._later_called = False
+        self._warm: OrderedDict[tuple[Place, str], None] = OrderedDict()
+        self._unsaved = 0
+
+    # ---- life --------------------------------------------------------------------------------------------------------
+    async def run(self) -> int:
+        """Work until `stop`. Returns the exit code: 0, or 70 where too many threads hang.
+
+        Raises GroupConflict at once where the group hosts other agents.
+        """
+        self._loop = asyncio.get_running_loop()
+        async with (
+            join(self),
+            self.broker.subscribe(
+                self.group, self.member, lease=self.lease, stall_limit=self.stall_limit
+            ) as self.sub,
+            asyncio.TaskGroup() as self._tasks,
+        ):
+            loops = (self._heart, self._timers, self._checkpoints, self._parcels)
+            tasks = [self._tasks.create_task(loop()) for loop in loops]
+            stopper = self._tasks.create_task(self._stop_well())
+            await self._read()
+            for task in [*tasks, stopper]:
+                task.cancel()
+        self.threads.close()
+        return self.exit_code
+
+    def stop(self) -> None:
+        """Start nothing more, let running handlers end (`drain` seconds at most), save, and leave."""
+        self._stopping.set()
+
+    def _threads_exhausted(self) -> None:
+        log.error("too many threads hang: this worker ends, others take over")
+        self.exit_code = EXIT_STALLED
+        self._loop.call_soon_threadsafe(self.stop)
+
+    async def _stop_well(self) -> None:
+        await self._stopping.wait()
+        self.draining = True
+        for run in list(self.crew.waiting):
+            self.crew.park(run)
+        until = self.clock.monotonic() + self.drain_time
+        while self.clock.monotonic() < until and (self.scheduler.used or any(p.runs for p in self.places.values())):
+            await self.clock.sleep(0.02)
+        for place in list(self.places.values()):
+            await self._leave(place, saved=True)
+        self._stopped = True
+
+    async def _leave(self, place: Place, *, saved: bool) -> None:
+        """Save what is folded (at shutdown), say that the partition is given up, and give it up."""
+        try:
+            if saved and place.active:
+                await save_checkpoint(self, self.sub, place)
+            self._end_place(place, "the worker stops" if saved else "revoked")
+            await give_up(self, self.sub, place)
+        except TryAgain as error:
+            log.warning("partition %d could not be given up in good order: %s", place.partition, error)
+
+    # ---- the read loop: the only way into the fold ---------------------------------------------------------------------
+    async def _read(self) -> None:
+        failures = 0
+        while not self._stopped:
+            try:
+                events = await self.sub.fetch(max_wait=0.05 if self.draining else 0.5)
+                failures = 0
+            except TryAgain as error:
+                failures += 1
+                wait = min(0.1 * 2**failures, 10.0)
+                log.warning("the log cannot be read (%s); trying again in %.1f s", error, wait)
+                await self.clock.sleep(wait)
+                continue
+            for event in events:
+                await self._take(event)
+
+    async def _take(self, event: Event) -> None:
+        if isinstance(event, Batch):
+            place = self.places.get(event.partition)
+            if place is not None and place.epoch == event.epoch and not place.ended:
+                await self._fold(place, event.records)
+        elif isinstance(event, Assigned):
+            if not self.draining and not (event.resumed and event.partition in self.places):
+                self._taking[event.partition] = self.spawn(self._take_over(event))
+        else:
+            await self._lose(event)
+
+    async def _fold(self, place: Place, records: list[Stored]) -> None:
+        await fold_batch(self, place, records)
+        self._unsaved += len(records)
+        if self._unsaved >= CHECKPOINT_RECORDS:
+            self._checkpoint_bell.set()
+        if self.strays:
+            self._parcel_bell.set()
+
+    async def _take_over(self, event: Assigned) -> None:
+        try:
+            place = await take_over(self, self.sub, event)
+        except LogTruncated as error:
+            self.truncated[event.partition] = str(error)
+            log.error("%s", error)
+            return
+        except PartitionLost as error:
+            log.info("%s", error)
+            return
+        except TryAgain as error:
+            log.warning("partition %d could not be taken over (%s): it is given up", event.partition, error)
+            await self.sub.release(event.partition, event.epoch)
+            return
+        finally:
+            self._taking.pop(event.partition, None)
+        if self.sub.owned().get(event.partition) != event.epoch:
+            return
+        self.places[event.partition] = place
+        self.sub.seek(event.partition, place.fold.position + 1)
+
+    async def _lose(self, event: Revoked | Lost) -> None:
+        task = self._taking.pop(event.partition, None)
+        if task is not None:
+            task.cancel()
+        place = self.places.get(event.partition)
+        if place is None or place.epoch != event.epoch:
+            if isinstance(event, Revoked):
+                await self.sub.release(event.partition, event.epoch)
+            return
+        self._end_place(place, "the partition goes to another worker")
+        if isinstance(event, Revoked):
+            self.spawn(self._leave(place, saved=False))
+
+    def _end_place(self, place: Place, why: str) -> None:
+        place.ended = True
+        self.places.pop(place.partition, None)
+        self._owed.pop(place, None)
+        self.crew.end_all(place, why)
+
+    # ---- what the fold asks for ----------------------------------------------------------------------------------------
+    def spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        """Run a task of this worker's own."""
+        return self._tasks.create_task(work)
+
+    async def restore(self, place: Place, correlation: str) -> None:
+        """Read a workflow's earlier records by key and fold them again."""
+        records: list[Stored] = []
+        after: int | None = 0
+        while after is not None:
+            page = await self.broker.read_workflow(correlation, after=after)
+            records += page.records
+            after = page.next
+        place.fold.restore(correlation, records)
+
+    def deliver(self, place: Place, correlation: str) -> None:
+        """The workflow owes something to another one."""
+        self._owed.setdefault(place, set()).add(correlation)
+        self._parcel_bell.set()
+
+    def due_at(self, due: float | None) -> None:
+        """Something is due then: look at the clock again."""
+        if due is not None:
+            self._timer_bell.set()
+
+    def later(self, place: Place, correlation: str) -> None:
+        """Look at the workflow again when the current turn is over."""
+        self._later[place, correlation] = None
+        if not self._later_called:
+            self._later_called = True
+            self._loop.call_soon(self._look_again)
+
+    def _look_again(self) -> None:
+        self._later_called = False
+        todo, self._later = self._later, {}
+        for place, correlation in todo:
+            if not place.ended and place.active:
+                place.touch(correlation)
+                w = place.fold.find(correlation)
+                if w is not None:
+                    settle(self, place, w)
+
+    def consider_after(self, seconds: float, place: Place, correlation: str) -> None:
+        """Look at the workflow again after that time."""
+        self._loop.call_later(seconds, self.later, place, correlation)
+
+    def passed(self, place: Place, key: RunKey) -> None:
+        """After a death: this message was not its cause."""
+        if not place.cohorts.knows(key) and key not in place.alone:
+            return
+        if place.alone.pop(key, False):
+            self.scheduler.unhold()
+        place.cohorts.passed(key)
+        start_cohort(self, place)
+
+    def _quiet(self) -> None:
+        for place in self.places.values():
+            if place.cohorts.waiting:
+                self._loop.call_soon(start_cohort, self, place)
+                return
+        self._loop.call_soon(self.scheduler.unhold)
+
+    async def lease_good(self, place: Place) -> None:
+        """Return when more than a quarter of the lease is left. Raises PartitionLost."""
+        while not place.ended:
+            if self.sub.deadline(place.partition) - self.clock.monotonic() > self.lease / 4:
+                return
+            await self.clock.sleep(self.lease / 40)
+        raise PartitionLost("the partition has gone to another worker")
+
+    def trim(self, place: Place, w: Workflow) -> None:
+        """Keep the workflows that were touched last as objects, the rest as bytes where they only wait."""
+        warm = self._warm
+        warm[place, w.correlation] = None
+        warm.move_to_end((place, w.correlation))
+        for _ in range(min(len(warm) - LIVE_WORKFLOWS, 4)):
+            (other, correlation), _ = warm.popitem(last=False)
+            cold = other.fold.live.get(correlation)
+            if cold is None or other.ended:
+                continue
+            if correlation not in other.runs and other.may_freeze(cold, set(self.agents)):
+                other.fold.park(cold)
+                other.idle.pop(correlation, None)
+            else:
+                warm[other, correlation] = None
+
+    def on_active(self, place: Place) -> None:
+        """A partition was taken over and is folded."""
+        log.debug("partition %d is owned in epoch %d", place.partition, place.epoch)
+        self.caught_up.set()
+
+    def on_handled(self, run: Run, records: list[AgentMessage], seconds: float) -> None:
+        """A handling, or an attempt of it, ended."""
+        self.handled += 1
+        if self._on_handled is None or not records:
+            return
+        last = records[-1]
+        self._on_handled(
+            Handling(
+                run.correlation, run.agent, run.message_id, run.message.message_type, run.tries + 1,
+                outcome_of(last), seconds, len(run.asked),
+            )
+        )  # fmt: skip
+
+    # ---- loops -------------------------------------------------------------------------------------------------------
+    async def _heart(self) -> None:
+        """Tell the lease that this loop turns; tell the log of stalls."""
+        with self.watchdog.watch():
+            while True:
+                self.sub.turned()
+                self.watchdog.beat()
+                await self.clock.sleep(0.25)
+
+    async def _timers(self) -> None:
+        while True:
+            self._timer_bell.clear()
+            wait = self._until_next_due()
+            try:
+                async with asyncio.timeout(wait):
+                    await self._timer_bell.wait()
+            except TimeoutError:
+                pass
+            for place in list(self.places.values()):
+                if place.active and not place.ended:
+                    await self._carefully(fire(self, place), "a timer")
+
+    def _until_next_due(self) -> float | None:
+        waits = [
+            due - place.now(self.clock.now())
+            for place in self.places.values()
+            if place.active and (due := place.next_due()) is not None
+        ]
+        return max(0.0, min(waits)) if waits else None
+
+    async def _checkpoints(self) -> None:
+        while True:
+            try:
+                async with asyncio.timeout(CHECKPOINT_SECONDS):
+                    await self._checkpoint_bell.wait()
+            except TimeoutError:
+                pass
+            self._checkpoint_bell.clear()
+            self._unsaved = 0
+            for place in list(self.places.values()):
+                if place.active and not place.ended:
+                    await self._carefully(self._save(place), "a checkpoint")
+
+    async def _save(self, place: Place) -> None:
+        if not await save_checkpoint(self, self.sub, place):
+            log.info("partition %d: the checkpoint is refused, another worker owns it", place.partition)
+
+    async def _parcels(self) -> None:
+        while True:
+            await self._parcel_bell.wait()
+            self._parcel_bell.clear()
+            owed, self._owed = self._owed, {}
+            for place, correlations in owed.items():
+                if place.ended or not await self._carefully(deliver(self, place, correlations), "a delivery"):
+                    self._again(place, correlations)
+            for partition in list(self.strays):
+                place = self.places.get(partition)
+                if place is None or (place.active and await self._carefully(forward_strays(self, place), "a stray")):
+                    self.strays.discard(partition)
+
+    def _again(self, place: Place, correlations: set[str]) -> None:
+        for correlation in correlations:
+            if not place.ended:
+                self.consider_after(0.5, place, correlation)
+
+    async def _carefully(self, work: Coroutine[Any, Any, None], what: str) -> bool:
+        """Do it; what fails because of the log is done again later."""
+        try:
+            await work
+        except PartitionLost as error:
+            log.info("%s: %s", what, error)
+            return False
+        except TryAgain as error:
+            log.warning("%s could not be written: %s; it will be tried again", what, error)
+            self._loop.call_later(1.0, self._timer_bell.set)
+            return False
+        return True
+
+    def presence(self) -> Presence:
+        """Return what this worker tells of itself."""
+        return Presence(
+            member=self.member, group=self.group, app=self.app, pid=os.getpid(), host=socket.gethostname(),
+            agents={name: agent.kinds for name, agent in self.agents.items()},
+            capabilities={name: agent.capabilities for name, agent in self.agents.items() if agent.capabilities},
+            partitions=tuple(sorted(self.places)), running=self.scheduler.used, queued=self.scheduler.queued,
+            waiting=len(self.crew.waiting), draining=self.draining,
+        )  # fmt: skip
+
+
+def outcome_of(last: AgentMessage) -> str:
+    """Return the kind of the record that ended an attempt, with its error."""
+    error = getattr(last.fact, "error", "") if isinstance(last.fact, facts.Fact) else ""
+    return f"{last.message_type} {error}".rstrip()

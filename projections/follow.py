@@ -1,0 +1,67 @@
+"""Following one workflow through the port: read by key, fold, again from where it stopped."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import NamedTuple
+
+from ..bus.broker import Broker
+from ..bus.codec import envelope
+from ..bus.errors import UndecodableRecord
+from ..bus.kinds import PARTITION
+from ..bus.message import Envelope
+from ..bus.partition import partition_of
+from .partition import listen
+from .verdict import Verdict
+from .workflow import Listeners, Workflow
+
+
+class Judged(NamedTuple):
+    """A record of the workflow with its verdict. `time` is when the log took it (unix seconds)."""
+
+    position: int
+    time: float
+    verdict: Verdict
+    envelope: Envelope
+    value: bytes
+
+
+class Follower:
+    """The fold of one workflow, brought up to date by `catch_up`.
+
+    `after`: the position before the workflow's first record, where it is known; 0 reads from the start.
+    """
+
+    def __init__(self, broker: Broker, correlation: str, after: int = 0) -> None:
+        self.broker = broker
+        self.correlation = correlation
+        self.partition = partition_of(correlation, broker.meta.partitions)
+        self.workflow = Workflow(correlation)
+        self.listeners: Listeners = {}
+        self.owners: dict[str, Envelope] = {}
+        self._after = after
+
+    async def catch_up(self) -> None:
+        """Fold everything that the log holds of the workflow now."""
+        async for _ in self.read():
+            pass
+
+    async def read(self) -> AsyncIterator[Judged]:
+        """Fold on, and yield each record of the workflow that is new."""
+        after: int | None = self._after
+        while after is not None:
+            page = await self.broker.read_workflow(self.correlation, after=after)
+            for stored in page.records:
+                self._after = stored.position
+                try:
+                    r = envelope(stored.value)
+                except UndecodableRecord:
+                    continue
+                if r.message_type in PARTITION:
+                    self.owners[r.id] = r
+                    for agent, wanted in list(listen(self.listeners, r)):
+                        self.workflow.view.claim(agent, wanted)
+                elif r.correlation_id == self.correlation:
+                    verdict = self.workflow.admit(r, stored.position, dict(self.listeners))
+                    yield Judged(stored.position, stored.time, verdict, r, stored.value)
+            after = page.next
