@@ -107,8 +107,14 @@ def payload_as(raw: bytes, wanted: Any) -> Any:
     """
     try:
         return _typed_payload(wanted).decode(raw).payload
+    except _UnreadableError as error:
+        raise TypeError(str(error)) from None
     except msgspec.ValidationError as error:
         raise SchemaError(f"the payload is no {getattr(wanted, '__name__', wanted)}: {error}") from error
+
+
+class _UnreadableError(Exception):
+    """msgspec turns a TypeError of a hook into a ValidationError; this one passes through."""
 
 
 @lru_cache(maxsize=1024)
@@ -120,7 +126,9 @@ def _typed_payload(wanted: Any) -> msgspec.json.Decoder[Any]:
 def _read(wanted: Any, value: Any) -> Any:
     validate = getattr(wanted, "model_validate", None)  # pydantic
     if validate is None:
-        raise TypeError(f"JSON cannot be read as {wanted!r}")
+        if wanted is object:
+            return value
+        raise _UnreadableError(f"JSON cannot be read as {wanted!r}")
     return validate(value)
 
 
