@@ -208,7 +208,7 @@ class Handle:
         return self.follower.correlation
 
     async def result(self, timeout: float | None = None) -> Any:
-        """Wait for the answer (`timeout` seconds, None: for ever) and return it. Raises as `MessageBus.request` does."""
+        """Wait for the answer (`timeout` seconds, None: for ever) and return it. Raises as `MessageBus.request`."""
         clock = self.bus.clock
         until = math.inf if timeout is None else clock.monotonic() + timeout
         async with self.bus.told(self.correlation_id) as hint:

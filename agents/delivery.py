@@ -1,4 +1,4 @@
-"""What one workflow sends to another: the copies, cancels and answers that are owed, and the marks that end the debt."""
+"""What one workflow sends to another: the copies, cancels and answers that are owed, and the marks that end it."""
 
 from __future__ import annotations
 

@@ -21,7 +21,8 @@ async def why_no_answer(broker: Broker, follower: Follower, request_id: str, wai
     )
     ids = {"correlation_id": workflow, "request_id": request_id}
     if any(m.alive for m in members):
-        return RequestTimeout(f"no answer within {waited:g} s: {_progress(follower, agent, request_id)}. {stays}", **ids)
+        progress = _progress(follower, agent, request_id)
+        return RequestTimeout(f"no answer within {waited:g} s: {progress}. {stays}", **ids)
     if members or agent in follower.listeners:
         seen = f"last seen {_ago(min(m.age for m in members))} ago" if members else "seen before, when is not known"
         return AgentUnavailable(

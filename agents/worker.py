@@ -13,7 +13,7 @@ from typing import Any
 from msgspec import Struct
 
 from ..bus import facts
-from ..bus.broker import Assigned, Batch, Broker, Event, Lost, Presence, Revoked, Stored, Subscription
+from ..bus.broker import Assigned, Batch, Broker, Event, Lost, Presence, Revoked, Stored
 from ..bus.clock import Clock, Source
 from ..bus.errors import ConfigError, LogTruncated, PartitionLost, TryAgain
 from ..bus.message import AgentMessage
@@ -158,7 +158,7 @@ class Worker:
         except TryAgain as error:
             log.warning("partition %d could not be given up in good order: %s", place.partition, error)
 
-    # ---- the read loop: the only way into the fold ---------------------------------------------------------------------
+    # ---- the read loop: the only way into the fold -------------------------------------------------------------------
     async def _read(self) -> None:
         failures = 0
         while not self._stopped:
@@ -233,7 +233,7 @@ class Worker:
         self._owed.pop(place, None)
         self.crew.end_all(place, why)
 
-    # ---- what the fold asks for ----------------------------------------------------------------------------------------
+    # ---- what the fold asks for --------------------------------------------------------------------------------------
     def spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         """Run a task of this worker's own."""
         return self._tasks.create_task(work)

@@ -111,7 +111,7 @@ class MemoryBroker:
             raise LogMismatch("the log is not what was asked for: " + "; ".join(wrong))
         return meta
 
-    # ---- appending -----------------------------------------------------------------------------------------------------
+    # ---- appending ---------------------------------------------------------------------------------------------------
     async def append(self, items: Sequence[Item], fence: Fence | None = None) -> list[Result]:
         for item in items:
             self._check_size([r.value for r in item.records])
@@ -172,7 +172,7 @@ class MemoryBroker:
             for sub in group:
                 sub.news.set()
 
-    # ---- reading -------------------------------------------------------------------------------------------------------
+    # ---- reading -----------------------------------------------------------------------------------------------------
     async def read(self, partition: int, start: int | At = 0, *, end: int | None = None, limit: int = 1000) -> Page:
         records = self.log.partitions[partition]
         if isinstance(start, At):
@@ -201,7 +201,7 @@ class MemoryBroker:
         await asyncio.sleep(0)
         return [records[p - 1] for p in sorted(set(positions))]
 
-    # ---- groups --------------------------------------------------------------------------------------------------------
+    # ---- groups ------------------------------------------------------------------------------------------------------
     @contextlib.asynccontextmanager
     async def subscribe(
         self, group: str, member: str, *, partitions: Collection[int] | None = None, lease: float = 8.0,
@@ -247,7 +247,7 @@ class MemoryBroker:
         saved = {p: self.log.checkpoints.get((group or "", p)) for p in range(self.meta.partitions)}
         return {p: c.position + 1 if c else 0 for p, c in saved.items()}
 
-    # ---- who is alive, and hints -----------------------------------------------------------------------------------------
+    # ---- who is alive, and hints -------------------------------------------------------------------------------------
     async def announce(self, presence: Presence, *, ttl: float = 8.0) -> None:
         self.log.presences[presence.member] = (presence, self.clock.monotonic(), ttl)
 
@@ -376,7 +376,7 @@ class MemorySubscription:
     def owned(self) -> Mapping[int, int]:
         return dict(self.holds)
 
-    # ---- sharing the partitions ----------------------------------------------------------------------------------------
+    # ---- sharing the partitions --------------------------------------------------------------------------------------
     def rebalance(self) -> None:
         """Let members claim what is free up to their share, and give up what is beyond it."""
         members = self.log.subscriptions[self.group]

@@ -23,7 +23,7 @@ _strict = msgspec.json.Decoder(AgentMessage)
 
 
 def check(message: AgentMessage, meta: LogMeta = _ANYTHING) -> bytes:
-    """Return the bytes of a message that may enter the log. Raises InvalidMessage, TooLarge: what, where, what to do."""
+    """Return the bytes of a message that may enter the log. Raises InvalidMessage, TooLarge."""
     if codec.RAW not in message.__dict__:
         check_headers(message.headers)
         plain = to_json(message.payload)

@@ -62,7 +62,7 @@ def _unsuitable(value: Any, path: str, error: Exception) -> InvalidMessage:
         except (TypeError, ValueError) as inner:
             return _unsuitable(child, path + part, inner)
     what = str(error) if isinstance(value, dict) else f"JSON cannot carry {type(value).__qualname__!r}"
-    return InvalidMessage(what, path=path, remedy="send plain data: dicts, lists, strings, numbers, or a Struct of them")
+    return InvalidMessage(what, path=path, remedy="send plain data: dicts, lists, strings, numbers, Structs")
 
 
 def _children(value: Any) -> Iterator[tuple[str, Any]]:

@@ -109,7 +109,9 @@ class PartitionFold:
 
     def is_stray(self, r: Envelope) -> bool:
         """The record does not belong to this partition."""
-        return r.message_type not in kinds.PARTITION and partition_of(r.correlation_id, self.partitions) != self.partition
+        if r.message_type in kinds.PARTITION:
+            return False
+        return partition_of(r.correlation_id, self.partitions) != self.partition
 
     def fold(self, stored: Stored, r: Envelope) -> Folded:
         """Fold one record. `needs_history` must have been asked, and answered by `restore`."""

@@ -1,4 +1,4 @@
-"""Handlers and their steps, on the memory broker: what a first run does, and what a rerun takes from the log."""
+"""Handlers and their steps, on both brokers: what a first run does, and what a rerun takes from the log."""
 
 from __future__ import annotations
 
@@ -9,9 +9,22 @@ from typing import TypedDict
 import msgspec
 import pytest
 
-from refold import Agent, AgentError, Context, EffectFailed, Refuse, RetryPolicy, WaitExpired, run
+import refold
+from refold import Agent, AgentError, Context, EffectFailed, Refuse, RetryPolicy, WaitExpired
 from refold.bus.errors import RequestExpired, SchemaError
 from refold.projections.status import Status
+
+HERE = {"url": "memory://"}
+
+
+@pytest.fixture(params=["memory", "sqlite"], autouse=True)
+def _on(request, tmp_path, monkeypatch):
+    monkeypatch.setitem(HERE, "url", "memory://" if request.param == "memory" else f"sqlite:///{tmp_path}/log.db")
+
+
+def run(*agents, **settings):
+    return refold.run(*agents, broker=HERE["url"], **settings)
+
 
 QUICK = RetryPolicy(attempts=3, initial=0.01, jitter=0)
 

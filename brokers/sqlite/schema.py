@@ -1,0 +1,102 @@
+"""The tables of a log, how it is made, and how it is recognised."""
+
+from __future__ import annotations
+
+import sqlite3
+from hashlib import blake2b
+
+from ...bus.broker import RULES, LogMeta, LogSpec
+from ...bus.errors import LogCorrupt, LogMismatch, LogMissing, RulesTooNew
+from ...bus.message import new_id
+
+APPLICATION_ID = 0x7265666F
+FORMAT = 1
+DEFAULT_PARTITIONS = 16
+SHIFT = 44
+"""A record's rowid is partition << SHIFT | position: rows of a partition lie together, in order."""
+MASK = (1 << SHIFT) - 1
+
+TABLES = (
+    "CREATE TABLE meta(name TEXT PRIMARY KEY, value) WITHOUT ROWID",
+    "CREATE TABLE records(at INTEGER PRIMARY KEY, hash INTEGER NOT NULL, id BLOB NOT NULL, time REAL NOT NULL,"
+    " key TEXT, value BLOB NOT NULL)",
+    "CREATE INDEX by_key ON records(hash, id)",
+    "CREATE TABLE leases(grp TEXT, partition INTEGER, epoch INTEGER NOT NULL, member TEXT NOT NULL,"
+    " released INTEGER NOT NULL, PRIMARY KEY(grp, partition)) WITHOUT ROWID",
+    "CREATE TABLE members(grp TEXT, member TEXT, token TEXT NOT NULL, counter INTEGER NOT NULL, pid INTEGER NOT NULL,"
+    " started REAL NOT NULL, host TEXT NOT NULL, wanted TEXT NOT NULL, PRIMARY KEY(grp, member)) WITHOUT ROWID",
+    "CREATE TABLE checkpoints(grp TEXT, partition INTEGER, position INTEGER NOT NULL, anchor BLOB NOT NULL,"
+    " PRIMARY KEY(grp, partition)) WITHOUT ROWID",
+    "CREATE TABLE entries(grp TEXT, partition INTEGER, k BLOB, v BLOB NOT NULL,"
+    " PRIMARY KEY(grp, partition, k)) WITHOUT ROWID",
+    "CREATE TABLE presences(member TEXT PRIMARY KEY, grp TEXT NOT NULL, value BLOB NOT NULL, told REAL NOT NULL,"
+    " ttl REAL NOT NULL) WITHOUT ROWID",
+)
+
+
+def key_hash(partition: int, key: str | None) -> int:
+    """Return what a workflow's records are found by; a partition's own have its number."""
+    if key is None:
+        return partition
+    return int.from_bytes(blake2b(key.encode(), digest_size=8).digest(), "big", signed=True)
+
+
+def id_hash(id: str) -> bytes:
+    """Return 16 bytes that stand for a record's id."""
+    return blake2b(id.encode(), digest_size=16).digest()
+
+
+def create(db: sqlite3.Connection, spec: LogSpec, now: float) -> None:
+    """Make the tables, unless another process has just made them. Inside a transaction."""
+    if db.execute("SELECT 1 FROM sqlite_master LIMIT 1").fetchone():
+        return
+    for statement in TABLES:
+        db.execute(statement)
+    meta = {"format": FORMAT, "rules": RULES, "log_id": new_id(), "created": now}
+    meta["partitions"] = spec.partitions or DEFAULT_PARTITIONS
+    default = LogMeta(log_id="", partitions=1)
+    for name in ("max_record", "max_append"):
+        meta[name] = getattr(spec, name) or getattr(default, name)
+    db.executemany("INSERT INTO meta VALUES (?, ?)", meta.items())
+    db.execute(f"PRAGMA application_id = {APPLICATION_ID}")
+
+
+def read_meta(db: sqlite3.Connection, path: str) -> LogMeta | None:
+    """Return what the log says of itself; None where the database is empty. Raises LogCorrupt, RulesTooNew."""
+    if not db.execute("SELECT 1 FROM sqlite_master LIMIT 1").fetchone():
+        return None
+    (application,) = db.execute("PRAGMA application_id").fetchone()
+    if application != APPLICATION_ID:
+        raise LogCorrupt(f"{path} is a SQLite database, but no log of refold: choose another file")
+    found = dict(db.execute("SELECT name, value FROM meta"))
+    if found.get("format", 0) > FORMAT or found.get("rules", 0) > RULES:
+        raise RulesTooNew(
+            f"{path} was written under format {found.get('format')}, rules {found.get('rules')}; this release knows "
+            f"format {FORMAT}, rules {RULES}: upgrade refold"
+        )
+    try:
+        return LogMeta(
+            log_id=found["log_id"], partitions=found["partitions"], max_record=found["max_record"],
+            max_append=found["max_append"], rules=found["rules"], created=found["created"],
+        )  # fmt: skip
+    except KeyError as error:
+        raise LogCorrupt(f"{path}: its meta table lacks {error}") from error
+
+
+def verify(meta: LogMeta, spec: LogSpec, path: str) -> None:
+    """Compare a log with what the caller needs. Raises LogMismatch, which names each difference."""
+    wrong = [
+        f"{name} is {getattr(meta, name)}, asked for {wanted}"
+        for name in spec.__struct_fields__
+        if (wanted := getattr(spec, name)) is not None and wanted != getattr(meta, name)
+    ]
+    if wrong:
+        raise LogMismatch(f"{path} is not what was asked for: {'; '.join(wrong)}. A log is never changed: use another")
+
+
+def missing(path: str) -> LogMissing:
+    """Return the error of a log that is not there."""
+    return LogMissing(
+        f"there is no log at {path}: start a worker (`refold run app.py`) or send something to make one, or name "
+        "another with --broker"
+    )
