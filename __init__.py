@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from .agents.runtime import run
     from .agents.worker import Worker
     from .brokers import open_broker
-    from .bus.errors import AgentError, EffectFailed, Refuse, RefoldError, RequestExpired, RequestTimeout, WaitExpired
+    from .bus.errors import AgentError, EffectFailed, RefoldError, Refuse, RequestExpired, RequestTimeout, WaitExpired
     from .bus.message import AgentMessage, MessageType, Work
     from .projections.projection import Projection
 

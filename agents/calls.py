@@ -12,7 +12,6 @@ from ..bus import codec, kinds
 from ..bus.errors import AgentError, EffectFailed, Failure, InvalidMessage, RequestExpired, WaitExpired
 from .retry import EFFECT_RETRY, RetryPolicy
 
-
 ADDRESS = "refold-address"
 """Header of a request: where a hint about its answer is welcome."""
 

@@ -70,22 +70,22 @@ class MessageBus(Sender):
             if isinstance(broker, str):
                 broker = await stack.enter_async_context(open_broker(broker))
                 await broker.ensure_log(spec, create=create)
-            bus = cls(broker, **settings)
-            yield await stack.enter_async_context(bus)
+            async with cls(broker, **settings) as bus:
+                yield bus
 
     async def __aenter__(self) -> Self:
         await self._hints.__aenter__()
         return self
 
     async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None, /
     ) -> None:
         await self._hints.__aexit__(kind, error, trace)
 
     # ---- asking ------------------------------------------------------------------------------------------------------
     @overload
     async def request(
-        self, target: Callable[[Any, Any], Coroutine[Any, Any, R]], payload: Any = None, *,
+        self, target: Callable[[Any, T], Coroutine[Any, Any, R]], payload: T, *,
         timeout: float = DEFAULT_TIMEOUT, id: str | None = None, priority: int = 5, ttl: float | None = None,
         returns: None = None,
     ) -> R: ...  # fmt: skip
@@ -286,7 +286,7 @@ class Handle:
 
     async def cancel(self, reason: str = "") -> None:
         """Close all that is open in the workflow; its children are cancelled too."""
-        from .control import cancel  # noqa: PLC0415 - control builds on the client
+        from .control import cancel
 
         await cancel(self.bus, self.correlation_id, actor=self.bus.sender, reason=reason)
 

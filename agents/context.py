@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import uuid
 from collections.abc import Awaitable, Callable, Coroutine, Generator
-from typing import Any, Generic, ParamSpec, TypeVar, cast, overload
+from typing import Any, Generic, TypeVar, cast, overload
 
 from ..bus import codec, ids, kinds
 from ..bus.errors import HandlerError, NeedsAsyncHandler
@@ -17,7 +17,6 @@ from .run import Run, current_effect
 
 T = TypeVar("T")
 R = TypeVar("R")
-P = ParamSpec("P")
 Target = str | Agent | Callable[..., Any]
 
 
@@ -146,7 +145,7 @@ class Context(Facts):
 
     @overload
     def request(
-        self, target: Callable[[Any, P], Coroutine[Any, Any, R]], payload: Any = None, *,
+        self, target: Callable[[Any, T], Coroutine[Any, Any, R]], payload: T, *,
         timeout: float | None = None, priority: int | None = None, returns: None = None,
     ) -> Pending[R]: ...  # fmt: skip
     @overload
@@ -171,7 +170,7 @@ class Context(Facts):
 
     @overload
     def spawn(
-        self, target: Callable[[Any, P], Coroutine[Any, Any, R]], payload: Any = None, *,
+        self, target: Callable[[Any, T], Coroutine[Any, Any, R]], payload: T, *,
         timeout: float | None = None, priority: int | None = None, returns: None = None,
     ) -> Pending[R]: ...  # fmt: skip
     @overload

@@ -11,9 +11,9 @@ from ..bus.errors import Divergence, PartitionLost, PoisonMessage, TryAgain
 from ..projections.view import Handling
 from . import outcome
 from .agent import Handler, missing_handler
-from .cohorts import LONE_DEATHS
+from .cohorts import LONE_DEATHS, RunKey
 from .execution import RunHost, execute, load
-from .place import Place, RunKey
+from .place import Place
 from .run import Run
 
 if TYPE_CHECKING:
@@ -53,7 +53,8 @@ class Crew:
         if gone or place.ended or worker.draining:
             worker.scheduler.release()
             return
-        assert w is not None and h is not None
+        assert w is not None
+        assert h is not None
         run = Run(host := RunHost(worker, place, key), self._handler(h), h, w, place.writer())
         host.run = run
         place.add(key, run)

@@ -19,9 +19,10 @@ from ..projections.patch import merge_patch
 from ..projections.view import NOWHERE, Ref
 from ..projections.workflow import Workflow
 from .calls import ADDRESS, typed
+from .cohorts import RunKey
 from .context import Context, PlainFacts
 from .outcome import completion, failure
-from .place import Place, RunKey
+from .place import Place
 from .run import Run
 from .threads import Threads
 
@@ -258,8 +259,8 @@ async def call_handler(run: Run, host: RunHost) -> Any:
         result = await handler.function(*args)
     else:
         plain = PlainFacts(run.message, run.agent, run.tries + 1, state)
-        args = (plain, payload) if handler.takes_context else (payload,)
-        result = await host.threads.run(handler.function, args, {}, run.budget)
+        given = (plain, payload) if handler.takes_context else (payload,)
+        result = await host.threads.run(handler.function, given, {}, run.budget)
     run.finish()
     return result
 

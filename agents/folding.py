@@ -13,7 +13,8 @@ from ..projections.partition import Folded
 from ..projections.verdict import Verdict
 from ..projections.view import Handling
 from ..projections.workflow import Workflow
-from .place import Place, RunKey
+from .cohorts import RunKey
+from .place import Place
 from .run import Run
 
 if TYPE_CHECKING:

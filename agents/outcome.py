@@ -80,10 +80,10 @@ def ended(run: Run, error: BaseException, *, dead: bool) -> list[AgentMessage]:
         )
     if duty is not None:
         call = facts.Call(causes=causes, error=type(error).__name__)
+        to = duty.origin.workflow if duty.origin else None
         out.append(
             run.record(
-                kinds.ERROR_REPORT, "", text, receiver=duty.sender, done=True, in_reply_to=duty.id, fact=call,
-                to=duty.origin.workflow if duty.origin else None,
-            )  # fmt: skip
+                kinds.ERROR_REPORT, "", text, receiver=duty.sender, done=True, in_reply_to=duty.id, fact=call, to=to
+            )
         )
     return out

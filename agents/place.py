@@ -110,7 +110,7 @@ class Place:
     def backoff(self, key: RunKey, monotonic: float) -> float:
         """The log could not be reached for this handling: return the seconds until it may be tried again."""
         self._failures[key] = n = self._failures.get(key, 0) + 1
-        wait = min(0.1 * 2**n, 30.0)
+        wait: float = min(0.1 * 2.0**n, 30.0)
         self.not_before[key] = monotonic + wait
         return wait
 

@@ -378,16 +378,18 @@ class Run:
             key = ids.effect_key(self.correlation, self.agent, self.message_id, path, n)
         await self.host.may_call()
         token = current_effect.set(key)
-        about = {"effect": key, "name": call.name, "digest": call.digest}
         try:
             value = codec.to_json(await invoke(call, key, self.host.threads))
-            done = self.record(kinds.EFFECT_COMPLETED, path, value, fact=facts.EffectCompleted(**about))
+            fact = facts.EffectCompleted(effect=key, name=call.name, digest=call.digest)
+            done = self.record(kinds.EFFECT_COMPLETED, path, value, fact=fact)
             self.check_size(done)
         except Exception as error:  # noqa: BLE001 - whatever the user's function raises is its outcome
             tries = (st.tries if st is not None else 0) + 1
             final = tries >= call.retry.attempts or isinstance(error, TooLarge)
             due = None if final else self.host.now() + call.retry.delay(tries, self.host.source.jitter())
-            failed = facts.EffectFailed(**about, final=final, error=type(error).__name__, due=due)
+            failed = facts.EffectFailed(
+                effect=key, name=call.name, digest=call.digest, final=final, error=type(error).__name__, due=due
+            )
             return self.record(kinds.EFFECT_FAILED, path, describe_error(error), fact=failed)
         else:
             return done
@@ -395,7 +397,7 @@ class Run:
             current_effect.reset(token)
 
     # ---- gather ----------------------------------------------------------------------------------------------------
-    async def gather(self, gather: Gather) -> list[Any]:
+    async def gather(self, gather: Gather[Any]) -> list[Any]:
         """Run the branches; results in the order of the arguments."""
         parent = self.branch()
         path = parent.next_path()
@@ -453,7 +455,7 @@ class Run:
         return results
 
     async def _argument(self, argument: Awaitable[Any], path: str) -> Any:
-        from .context import Pending  # noqa: PLC0415 - the two know each other
+        from .context import Pending
 
         if isinstance(argument, Pending):
             self.unawaited.discard(argument)

@@ -19,11 +19,12 @@ from ..bus.errors import ConfigError, LogTruncated, PartitionLost, TryAgain
 from ..bus.message import AgentMessage
 from ..projections.workflow import Workflow
 from .agent import Agent
+from .cohorts import RunKey
 from .crew import Crew
 from .folding import fold_batch, settle, start_cohort
 from .ownership import give_up, save_checkpoint, take_over
 from .parcels import deliver, forward_strays
-from .place import Place, RunKey
+from .place import Place
 from .presence import join
 from .records import Records
 from .run import Run
@@ -393,8 +394,8 @@ class Worker:
                 if place.ended or not await self._carefully(deliver(self, place, correlations), "a delivery"):
                     self._again(place, correlations)
             for partition in list(self.strays):
-                place = self.places.get(partition)
-                if place is None or (place.active and await self._carefully(forward_strays(self, place), "a stray")):
+                owned = self.places.get(partition)
+                if owned is None or (owned.active and await self._carefully(forward_strays(self, owned), "a stray")):
                     self.strays.discard(partition)
 
     def _again(self, place: Place, correlations: set[str]) -> None:

@@ -12,8 +12,31 @@ from urllib.parse import urlsplit
 from weakref import WeakValueDictionary
 
 from ..bus.broker import (
-    ANY_LOG, RULES, Appended, Assigned, At, Batch, Broker, Capabilities, Checkpoint, Conflict, Duplicate, Event, Fence,
-    Fenced, Health, Item, LogMeta, LogSpec, Lost, Member, Page, Presence, Result, Revoked, Stored,
+    ANY_LOG,
+    RULES,
+    Appended,
+    Assigned,
+    At,
+    Batch,
+    Broker,
+    Capabilities,
+    Checkpoint,
+    Conflict,
+    Duplicate,
+    Event,
+    Fence,
+    Fenced,
+    Health,
+    Item,
+    LogMeta,
+    LogSpec,
+    Lost,
+    Member,
+    Page,
+    Presence,
+    Result,
+    Revoked,
+    Stored,
 )  # fmt: skip
 from ..bus.clock import Clock
 from ..bus.errors import ConfigError, LogMismatch, LogMissing, LogTruncated, TooLarge

@@ -59,7 +59,7 @@ def decode(raw: bytes) -> AgentMessage:
         _open_fact(message)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise UndecodableRecord(f"not a record of refold: {error}") from error
-    message.__dict__[RAW] = raw
+    vars(message)[RAW] = raw
     return message
 
 
@@ -91,7 +91,7 @@ def with_changes(message: AgentMessage, **changes: Any) -> AgentMessage:
     if raw is not None:
         unknown = {k: v for k, v in _object.decode(raw).items() if k not in _FIELDS}
     if unknown:
-        changed.__dict__[UNKNOWN] = unknown
+        vars(changed)[UNKNOWN] = unknown
     return changed
 
 

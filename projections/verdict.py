@@ -4,8 +4,16 @@ from __future__ import annotations
 
 from enum import StrEnum
 
-from ..bus.kinds import ATTEMPT_FAILED, ATTEMPT_STARTED, COMPENSATION_STARTED, CONTROL, EFFECT_INTENDED, EFFECT_UNKNOWN
-from ..bus.kinds import ENGINE, TIMER_SET
+from ..bus.kinds import (
+    ATTEMPT_FAILED,
+    ATTEMPT_STARTED,
+    COMPENSATION_STARTED,
+    CONTROL,
+    EFFECT_INTENDED,
+    EFFECT_UNKNOWN,
+    ENGINE,
+    TIMER_SET,
+)
 from ..bus.message import Envelope
 
 

@@ -144,7 +144,7 @@ def fold(records: Iterable[tuple[int, bytes]], correlation: str, listeners: List
 
 
 # ---- admission -----------------------------------------------------------------------------------------------------
-def judge(s: Workflow, r: Envelope) -> Verdict:  # noqa: PLR0911 - one rule a line, in the order of the semantics
+def judge(s: Workflow, r: Envelope) -> Verdict:
     """Return the verdict of a record, given the workflow folded so far (semantics, section 3). Changes nothing."""
     v, w, g, kind, fact = s.view, r.work, r.generation, r.message_type, r.fact
     if r.id in s.verdicts or (isinstance(fact, facts.RolledBack) and fact.op_id in s.ops):

@@ -16,8 +16,25 @@ import aiosqlite
 import msgspec
 
 from ...bus.broker import (
-    ANY_LOG, Appended, At, Broker, Capabilities, Checkpoint, Conflict, Duplicate, Fence, Fenced, Health, Item, LogMeta,
-    LogSpec, Member, Page, Presence, Result, Stored,
+    ANY_LOG,
+    Appended,
+    At,
+    Broker,
+    Capabilities,
+    Checkpoint,
+    Conflict,
+    Duplicate,
+    Fence,
+    Fenced,
+    Health,
+    Item,
+    LogMeta,
+    LogSpec,
+    Member,
+    Page,
+    Presence,
+    Result,
+    Stored,
 )  # fmt: skip
 from ...bus.clock import Clock
 from ...bus.errors import ConfigError, LogMissing, LogTruncated, TooLarge
@@ -377,7 +394,7 @@ class SqliteBroker:
         out = []
         for value, told, ttl in rows:
             presence = msgspec.json.decode(value, type=Presence)
-            alive = 0 <= ttl and now - told <= ttl
+            alive = ttl >= 0 and now - told <= ttl
             if alive and presence.host == host and presence.pid:
                 alive = _is_there(presence.pid)
             if (group is None or presence.group == group) and (alive or gone):
@@ -398,7 +415,7 @@ class SqliteBroker:
             listener.ear.close()
 
     async def health(self) -> Health:
-        from .health import look  # noqa: PLC0415 - only `doctor` asks
+        from .health import look
 
         return await asyncio.to_thread(look, self.path, self.synchronous)
 

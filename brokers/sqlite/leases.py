@@ -43,8 +43,8 @@ def read_peers(db: sqlite3.Connection, group: str) -> list[Peer]:
     """Return the members of a group, dead ones included."""
     rows = db.execute("SELECT member, token, counter, pid, started, host, wanted FROM members WHERE grp=?", (group,))
     return [
-        Peer(*row[:6], frozenset(map(int, row[6].split(","))) if row[6] else None)
-        for row in rows
+        Peer(name, token, counter, pid, started, host, frozenset(map(int, wanted.split(","))) if wanted else None)
+        for name, token, counter, pid, started, host, wanted in rows
     ]
 
 
@@ -126,12 +126,10 @@ def current_epoch(db: sqlite3.Connection, group: str, partition: int) -> int | N
 def is_running(pid: int, started: float) -> bool:
     """The process is there, and is the one that it was (pids are used again)."""
     try:
-        return abs(psutil.Process(pid).create_time() - started) < 1.0 and _not_zombie(pid)
+        process = psutil.Process(pid)
+        same = bool(abs(process.create_time() - started) < 1.0)
+        return same and process.status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
         return False
     except psutil.AccessDenied:
         return True
-
-
-def _not_zombie(pid: int) -> bool:
-    return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE

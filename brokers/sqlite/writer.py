@@ -51,7 +51,8 @@ class Writer:
     async def _drain(self) -> None:
         loop = asyncio.get_running_loop()
         while self._queue:
-            batch, size = [], 0
+            batch: list[tuple[Job, int, asyncio.Future[Any]]] = []
+            size = 0
             while self._queue and (not batch or size < MAX_BATCH):
                 batch.append(self._queue.popleft())
                 size += batch[-1][1]

@@ -1,0 +1,59 @@
+"""`Projection`: a read model of your own. It is a fold too: throw it away, and fold again."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from typing import Any, Literal, Protocol, runtime_checkable
+
+from ..bus import codec
+from ..bus.message import AgentMessage, Envelope
+from .verdict import Verdict
+
+
+class Record:
+    """One record as a projection sees it. `payload` and `message` are decoded when they are looked at."""
+
+    def __init__(self, partition: int, position: int, verdict: Verdict, envelope: Envelope, value: bytes) -> None:
+        self.partition = partition
+        self.position = position
+        self.verdict = verdict
+        self.envelope = envelope
+        self.value = value
+
+    @cached_property
+    def payload(self) -> Any:
+        """The user's value, as plain JSON types."""
+        return codec.payload(self.value)
+
+    @cached_property
+    def message(self) -> AgentMessage:
+        """The whole message."""
+        return codec.decode(self.value)
+
+
+@runtime_checkable
+class Projection(Protocol):
+    """A read model: named states, one per key, each a fold of records.
+
+    `scope` workflow: the key is the correlation id, `apply` sees the path of the workflow (admitted records, in order),
+    and a rollback folds that workflow's state anew. `scope` ledger: `apply` sees every record with its verdict, in log
+    order, and nothing is ever taken back: for money, tokens, audit. `version` is yours: another one means that the
+    projection must be rebuilt. States are JSON values (dict, list, str, ...); `apply` returns the new one and must be
+    pure: no clock, no network, no randomness.
+    """
+
+    name: str
+    version: int
+    scope: Literal["workflow", "ledger"]
+
+    def start(self) -> Any:
+        """Return the state before the first record."""
+        ...
+
+    def key(self, record: Record) -> str | None:
+        """Return whose state the record changes (None: nobody's). A workflow projection returns the correlation id."""
+        ...
+
+    def apply(self, state: Any, record: Record) -> Any:
+        """Return the state after the record."""
+        ...
