@@ -1,36 +1,33 @@
-# Every target makes the virtual environment that it needs; nothing is installed elsewhere.
+# Each target makes the virtual environment that it needs; nothing is installed elsewhere. PYTHON=... picks an interpreter.
 .PHONY: help test test-all check demo dev clean
 VENV := $(CURDIR)/.venv
 CHECK := $(CURDIR)/.venv-check
+DEV := $(CURDIR)/.venv-dev
 TESTS ?=
+N ?= 2
 
 help: ## show the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "make %-10s %s\n", $$1, $$2}'
 
-test: ## pass the tests (under 5 minutes on 2 cores)
+test: ## pass the tests, in under 5 minutes on 2 cores (TESTS="tests/test_x.py -k word", N=processes)
 	@scripts/venv.sh $(VENV) editable test
-	$(VENV)/bin/python -m pytest -n 2 $(TESTS)
+	$(VENV)/bin/python -m pytest -n $(N) $(TESTS)
 
-test-all: ## the tests, with many more generated histories
+test-all: ## the tests, over many more generated histories
 	@scripts/venv.sh $(VENV) editable test
-	REFOLD_TESTS=thorough $(VENV)/bin/python -m pytest -n 2 $(TESTS)
+	REFOLD_TESTS=thorough $(VENV)/bin/python -m pytest -n $(N) $(TESTS)
 
-check: ## ruff, import-linter, mypy and pyright on what ships
+check: ## ruff, import-linter, mypy and pyright, on what ships
 	@scripts/venv.sh $(CHECK) installed test check
-	$(CHECK)/bin/ruff check .
-	cd docs && $(CHECK)/bin/lint-imports ../pyproject.toml --no-cache --no-logo
-	cd docs && $(CHECK)/bin/mypy --config-file ../pyproject.toml -p refold
-	scripts/pyright.sh $(CHECK)
+	@scripts/check.sh $(CHECK)
 
-demo: ## the main job: a team of processes reviews Python code, one of them is killed (PATH: make demo ARGS=folder)
+demo: ## the main job: processes review Python code, one of them is killed (ARGS=folder)
 	@scripts/venv.sh $(VENV) editable test
 	$(VENV)/bin/refold demo $(ARGS)
 
-dev: ## an environment for editors
-	@scripts/venv.sh $(VENV) editable test check
-	@if command -v uv >/dev/null 2>&1; then uv pip install --quiet --python $(VENV)/bin/python -e . --config-settings editable_mode=strict; \
-	else $(VENV)/bin/python -m pip install --quiet -e . --config-settings editable_mode=strict; fi
-	@echo "choose $(VENV)/bin/python in your editor"
+dev: ## an environment for editors; again after adding a file
+	@scripts/venv.sh $(DEV) strict test check
+	@echo "choose $(DEV)/bin/python in your editor"
 
 clean: ## remove what the targets made
-	rm -rf $(VENV) $(CHECK) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis refold-demo
+	rm -rf $(VENV) $(CHECK) $(DEV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis refold-demo

@@ -7,37 +7,19 @@ import os
 import socket
 from typing import TYPE_CHECKING
 
-import msgspec
-from msgspec import Struct
-
 from ..bus import codec, facts, kinds
-from ..bus.broker import RULES, Appended, Assigned, Checkpoint, Fence, Item, Outgoing, Subscription
+from ..bus.broker import Appended, Assigned, Checkpoint, Fence, Item, Outgoing, Subscription
 from ..bus.errors import LogTruncated, PartitionLost, UndecodableRecord
-from ..bus.ids import record_key
 from ..bus.message import AgentMessage
-from ..projections.frozen import freeze, peek
-from ..projections.partition import PartitionFold, Shared
-from ..projections.stubs import Stub
+from ..projections.checkpoint import changes, restore
+from ..projections.frozen import peek
+from ..projections.partition import PartitionFold
 from .place import Place
 
 if TYPE_CHECKING:
     from .worker import Worker
 
 log = logging.getLogger("refold.worker")
-
-CHECKPOINT_FORMAT = 1
-HEAD = b"head"
-STUBS = b"stubs"
-_stubs = msgspec.msgpack.Decoder(list[Stub])
-
-
-class Head(Struct, array_like=True):
-    """What a checkpoint keeps besides the workflows. Another format or rules number: it is not used."""
-
-    format: int
-    rules: int
-    shared: Shared
-
 
 async def take_over(worker: Worker, sub: Subscription, event: Assigned) -> Place:
     """Load the checkpoint, append the `owner` record, and read on from the checkpoint. Raises LogTruncated."""
@@ -87,21 +69,6 @@ async def _load(worker: Worker, partition: int) -> tuple[PartitionFold, bool]:
     return fold, False
 
 
-def restore(fold: PartitionFold, checkpoint: Checkpoint) -> bool:
-    """Load a checkpoint into an empty fold; False where it is of another format or other rules."""
-    raw = checkpoint.entries.get(HEAD)
-    try:
-        head = msgspec.msgpack.decode(raw or b"", type=Head)
-    except (msgspec.DecodeError, msgspec.ValidationError):
-        return False
-    if head.format != CHECKPOINT_FORMAT or head.rules != RULES:
-        return False
-    stubs = [s for k, v in checkpoint.entries.items() if k.startswith(STUBS) for s in _stubs.decode(v)]
-    entries = (v for k, v in checkpoint.entries.items() if k != HEAD and not k.startswith(STUBS))
-    fold.load(head.shared, stubs, entries, checkpoint.position, checkpoint.anchor.decode())
-    return True
-
-
 async def _verify_anchor(worker: Worker, partition: int, checkpoint: Checkpoint) -> None:
     """The log must still hold the record that was folded last. Raises LogTruncated."""
     if checkpoint.position <= 0 or not checkpoint.anchor:
@@ -124,7 +91,9 @@ async def save_checkpoint(worker: Worker, sub: Subscription, place: Place) -> bo
     fold = place.fold
     if fold.position <= place.saved_position or not fold.last_id:
         return True
-    changed, gone = _changes(worker, place)
+    whole, place.checkpoint_failed = place.checkpoint_failed, False
+    hosted = set(worker.agents)
+    changed, gone = changes(fold, lambda w: place.may_freeze(w, hosted), whole=whole)
     position, anchor = fold.position, fold.last_id.encode()
     try:
         saved = await sub.save_checkpoint(place.partition, place.epoch, position, anchor, changed, gone)
@@ -134,30 +103,6 @@ async def save_checkpoint(worker: Worker, sub: Subscription, place: Place) -> bo
     if saved:
         place.saved_position = position
     return saved
-
-
-def _changes(worker: Worker, place: Place) -> tuple[dict[bytes, bytes], list[bytes]]:
-    fold = place.fold
-    whole, place.checkpoint_failed = place.checkpoint_failed, False
-    names = fold.changed | set(fold.live) | set(fold.entries) if whole else fold.changed
-    changed: dict[bytes, bytes] = {}
-    for correlation in names:
-        entry = fold.entries.get(correlation)
-        if entry is None and correlation in fold.live:
-            w = fold.live[correlation]
-            entry = freeze(w, idle=place.may_freeze(w, set(worker.agents)))
-        if entry is not None:
-            changed[record_key(correlation)] = entry
-    gone = [record_key(c) for c in fold.gone if record_key(c) not in changed]
-    fold.changed, fold.gone = set(), set()
-    changed[HEAD] = msgspec.msgpack.encode(Head(CHECKPOINT_FORMAT, RULES, fold.shared()))
-    for n, stubs in fold.stubs.take_changed(everything=whole).items():
-        key = STUBS + n.to_bytes(4, "big")
-        if stubs:
-            changed[key] = msgspec.msgpack.encode(stubs)
-        else:
-            gone.append(key)
-    return changed, gone
 
 
 async def give_up(worker: Worker, sub: Subscription, place: Place) -> None:

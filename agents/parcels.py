@@ -10,6 +10,7 @@ from ..bus.broker import Appended, Duplicate, Fenced, Item, Outgoing
 from ..bus.errors import PartitionLost, UndecodableRecord
 from ..bus.message import AgentMessage
 from ..bus.partition import partition_of
+from ..projections.checkpoint import read_history
 from ..projections.workflow import Workflow
 from .delivery import Read, mark, message_for
 from .place import Place
@@ -97,15 +98,10 @@ async def forward_strays(worker: Worker, place: Place) -> None:
 
 
 async def _is_there(worker: Worker, correlation: str, id: str) -> bool:
-    after = 0
-    while True:
-        page = await worker.broker.read_workflow(correlation, after=after)
-        for stored in page.records:
-            try:
-                if stored.key is not None and codec.envelope(stored.value).id == id:
-                    return True
-            except UndecodableRecord:
-                continue
-        if page.next is None:
-            return False
-        after = page.next
+    for stored in await read_history(worker.broker, correlation):
+        try:
+            if stored.key is not None and codec.envelope(stored.value).id == id:
+                return True
+        except UndecodableRecord:
+            continue
+    return False

@@ -17,6 +17,7 @@ from ..bus.broker import Assigned, Batch, Broker, Event, Lost, Presence, Revoked
 from ..bus.clock import Clock, Source
 from ..bus.errors import ConfigError, LogTruncated, PartitionLost, TryAgain
 from ..bus.message import AgentMessage
+from ..projections.checkpoint import read_history
 from ..projections.workflow import Workflow
 from .agent import Agent
 from .cohorts import RunKey
@@ -241,13 +242,7 @@ class Worker:
 
     async def restore(self, place: Place, correlation: str) -> None:
         """Read a workflow's earlier records by key and fold them again."""
-        records: list[Stored] = []
-        after: int | None = 0
-        while after is not None:
-            page = await self.broker.read_workflow(correlation, after=after)
-            records += page.records
-            after = page.next
-        place.fold.restore(correlation, records)
+        place.fold.restore(correlation, await read_history(self.broker, correlation))
 
     def deliver(self, place: Place, correlation: str) -> None:
         """The workflow owes something to another one."""

@@ -1,48 +1,56 @@
 #!/bin/sh
-# Makes .venv with refold and the dependency groups named: uv where it is there, else venv and pip.
-# Usage: scripts/venv.sh DIR editable|installed GROUP...   Done again only when pyproject.toml (or the code) changed.
+# Makes DIR a virtual environment with refold and the dependency groups named: by uv where it is there, else by venv and pip.
+# Usage: scripts/venv.sh DIR editable|strict|installed GROUP...
+#   editable: the code as it is here. strict: the same, by links that editors and type checkers follow. installed: a copy.
+# Done again only when pyproject.toml changed; the copy always.
 set -eu
 dir=$1 mode=$2
 shift 2
+groups=""
+for group in "$@"; do groups="$groups --group $group"; done
 
 python=""
-for candidate in "${PYTHON:-python3}" python3.11 python3.12 python3.13 python3.14; do
+for candidate in ${PYTHON:-python3 python3.14 python3.13 python3.12 python3.11}; do
     if "$candidate" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then
         python=$candidate
         break
     fi
 done
 if [ -z "$python" ]; then
-    echo "refold needs Python 3.11 or newer; set PYTHON=/path/to/python3.11" >&2
+    echo "refold needs Python 3.11 or newer; ${PYTHON:-python3} is $("${PYTHON:-python3}" -V 2>&1 || echo "not there")." >&2
+    echo "Install one (python3.11 to python3.14 on PATH are found), or say which: make PYTHON=/where/it/is/python3.12 ..." >&2
     exit 1
 fi
 
-wanted="$mode $* $(cksum pyproject.toml)"
-if [ "$mode" = editable ] && [ -f "$dir/.stamp" ] && [ "$(cat "$dir/.stamp")" = "$wanted" ]; then
-    exit 0
-fi
+wanted="$dir $mode $* $(cksum <pyproject.toml)"
+made=""
+if [ -x "$dir/bin/python" ] && [ -f "$dir/.stamp" ]; then made=$(cat "$dir/.stamp"); fi
+if [ "$made" = "$wanted" ] && [ "$mode" != installed ]; then exit 0; fi
+case $made in "" | "$dir "*) ;; *) rm -rf "$dir" ;; esac # moved: its scripts name the old place
 
-if command -v uv >/dev/null 2>&1; then
+if uv pip install --help 2>/dev/null | grep -q -- --group; then
     [ -x "$dir/bin/python" ] || uv venv --quiet --python "$python" "$dir"
-    groups=""
-    for group in "$@"; do groups="$groups --group $group"; done
-    if [ "$mode" = editable ]; then target="-e ."; else target="--reinstall-package refold ."; fi
-    # shellcheck disable=SC2086
-    VIRTUAL_ENV="$dir" uv pip install --quiet --python "$dir/bin/python" $groups $target
+    install() { uv pip install --quiet --python "$dir/bin/python" "$@"; }
 else
-    if [ ! -x "$dir/bin/python" ] && ! "$python" -m venv "$dir"; then
-        rm -rf "$dir"
-        echo "this Python cannot make virtual environments: install its venv package (Debian, Ubuntu: apt install python3-venv)" >&2
+    if ! "$python" -c 'import ensurepip, venv' 2>/dev/null; then
+        minor=$("$python" -c 'import sys; print("%d.%d" % sys.version_info[:2])')
+        echo "$python cannot make virtual environments. On Debian and Ubuntu: apt install python$minor-venv (or python3-venv)." >&2
         exit 1
     fi
-    # Dependency groups need pip 25.1.
-    "$dir/bin/python" -m pip install --quiet --disable-pip-version-check --upgrade 'pip>=25.1'
-    groups=""
-    for group in "$@"; do groups="$groups --group $group"; done
-    if [ "$mode" = editable ]; then target="-e ."; else target="--force-reinstall --no-deps ."; fi
-    # shellcheck disable=SC2086
-    if [ "$mode" != editable ]; then "$dir/bin/python" -m pip install --quiet --disable-pip-version-check $groups .; fi
-    # shellcheck disable=SC2086
-    "$dir/bin/python" -m pip install --quiet --disable-pip-version-check $groups $target
+    "$dir/bin/python" -m pip --version >/dev/null 2>&1 || "$python" -m venv "$dir"
+    install() { "$dir/bin/python" -m pip install --quiet --disable-pip-version-check "$@"; }
+    # Dependency groups came with pip 25.1.
+    [ -n "$made" ] || install --upgrade 'pip>=25.1'
 fi
+
+# shellcheck disable=SC2086
+case $mode in
+    editable) install $groups -e . ;;
+    strict) install $groups --config-settings editable_mode=strict -e . ;;
+    installed)
+        rm -rf build/lib build/bdist.* # setuptools would ship modules that were deleted since
+        [ "$made" = "$wanted" ] || install $groups .
+        install --force-reinstall --no-deps .
+        ;;
+esac
 echo "$wanted" >"$dir/.stamp"

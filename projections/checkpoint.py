@@ -1,0 +1,113 @@
+"""A checkpoint's layout: what a group keeps of a partition, written in pieces of which only those that changed go out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import msgspec
+from msgspec import Struct
+
+from ..bus.broker import RULES, Broker, Checkpoint, Stored
+from ..bus.ids import record_key
+from .frozen import freeze
+from .partition import PartitionFold, Shared
+from .stubs import Stub
+from .workflow import Workflow
+
+CHECKPOINT_FORMAT = 1
+HEAD = b"head"
+STUBS = b"stubs"
+_stubs = msgspec.msgpack.Decoder(list[Stub])
+
+
+class Head(Struct, array_like=True):
+    """What a checkpoint keeps besides the workflows. Another format or rules number: it is not used."""
+
+    format: int
+    rules: int
+    shared: Shared
+
+
+def restore(fold: PartitionFold, checkpoint: Checkpoint) -> bool:
+    """Load a checkpoint into an empty fold; False where it is of another format or other rules."""
+    raw = checkpoint.entries.get(HEAD)
+    try:
+        head = msgspec.msgpack.decode(raw or b"", type=Head)
+    except (msgspec.DecodeError, msgspec.ValidationError):
+        return False
+    if head.format != CHECKPOINT_FORMAT or head.rules != RULES:
+        return False
+    stubs = [s for k, v in checkpoint.entries.items() if k.startswith(STUBS) for s in _stubs.decode(v)]
+    entries = (v for k, v in checkpoint.entries.items() if k != HEAD and not k.startswith(STUBS))
+    fold.load(head.shared, stubs, entries, checkpoint.position, checkpoint.anchor.decode())
+    return True
+
+
+def changes(
+    fold: PartitionFold, idle: Callable[[Workflow], bool], *, whole: bool = False
+) -> tuple[dict[bytes, bytes], list[bytes]]:
+    """Return what changed since the last call: entries to write, and keys to remove. `whole` writes everything.
+
+    `idle` says whether a workflow's runs only wait.
+    """
+    names = fold.changed | set(fold.live) | set(fold.entries) if whole else fold.changed
+    changed: dict[bytes, bytes] = {}
+    for correlation in names:
+        entry = fold.entries.get(correlation)
+        if entry is None and correlation in fold.live:
+            w = fold.live[correlation]
+            entry = freeze(w, idle=idle(w))
+        if entry is not None:
+            changed[record_key(correlation)] = entry
+    gone = [key for c in fold.gone if (key := record_key(c)) not in changed]
+    fold.changed, fold.gone = set(), set()
+    changed[HEAD] = msgspec.msgpack.encode(Head(CHECKPOINT_FORMAT, RULES, fold.shared()))
+    for n, stubs in fold.stubs.take_changed(everything=whole).items():
+        key = STUBS + n.to_bytes(4, "big")
+        if stubs:
+            changed[key] = msgspec.msgpack.encode(stubs)
+        else:
+            gone.append(key)
+    return changed, gone
+
+
+async def read_history(broker: Broker, correlation: str) -> list[Stored]:
+    """Return all records of a workflow, and its partition's own."""
+    records: list[Stored] = []
+    after: int | None = 0
+    while after is not None:
+        page = await broker.read_workflow(correlation, after=after)
+        records += page.records
+        after = page.next
+    return records
+
+
+async def read_partition(
+    broker: Broker, partition: int, on_progress: Callable[[int], None] = lambda folded: None
+) -> PartitionFold:
+    """Return the fold of a partition as the log has it now: the newest checkpoint of any group, and the tail."""
+    fold = PartitionFold(partition, broker.meta.partitions)
+    for group in await broker.checkpoint_groups(partition):
+        checkpoint = await broker.checkpoint(group, partition)
+        if checkpoint is not None and restore(fold, checkpoint):
+            break
+    start: int | None = fold.position + 1
+    while start is not None:
+        page = await broker.read(partition, start)
+        for stored in page.records:
+            await fold_stored(broker, fold, stored)
+        on_progress(len(page.records))
+        start = page.next
+    return fold
+
+
+async def fold_stored(broker: Broker, fold: PartitionFold, stored: Stored) -> None:
+    """Fold one record, with the workflow's earlier ones where they are needed."""
+    r = fold.open_envelope(stored)
+    if r is None:
+        return
+    if fold.needs_history(r):
+        fold.restore(r.correlation_id, await read_history(broker, r.correlation_id))
+    folded = fold.fold(stored, r)
+    if folded.workflow is not None:
+        fold.settle(folded.workflow)

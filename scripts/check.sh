@@ -1,0 +1,19 @@
+#!/bin/sh
+# Judges the code: ruff on the whole repository; import-linter, mypy and pyright on the installed package, as its users see it.
+# Usage: scripts/check.sh VENV   (a virtual environment with a copy of refold, not an editable one)
+set -eu
+venv=$1
+config=$(pwd)/pyproject.toml
+"$venv/bin/ruff" check .
+
+# From elsewhere: at the root of the repository, the folders would pass for modules of their own.
+elsewhere=$(mktemp -d)
+trap 'rm -rf "$elsewhere"' EXIT
+cd "$elsewhere"
+"$venv/bin/lint-imports" --config "$config" --no-cache --no-logo
+"$venv/bin/mypy" --config-file "$config" --cache-dir "$venv/.mypy_cache" -p refold
+package=$("$venv/bin/python" -c 'import os, refold; print(os.path.dirname(refold.__file__))')
+cat >pyrightconfig.json <<JSON
+{"include": ["$package"], "pythonVersion": "3.11", "typeCheckingMode": "standard"}
+JSON
+"$venv/bin/pyright" --project pyrightconfig.json --pythonpath "$venv/bin/python"
