@@ -10,10 +10,10 @@ config=$(pwd)/pyproject.toml
 elsewhere=$(mktemp -d)
 trap 'rm -rf "$elsewhere"' EXIT
 cd "$elsewhere"
-"$venv/bin/lint-imports" --config "$config" --no-cache --no-logo
+"$venv/bin/lint-imports" "$config" --no-cache --no-logo
 "$venv/bin/mypy" --config-file "$config" --cache-dir "$venv/.mypy_cache" -p refold
-package=$("$venv/bin/python" -c 'import os, refold; print(os.path.dirname(refold.__file__))')
+package=$("$venv/bin/python" -c 'import os, refold; print(os.path.relpath(os.path.dirname(refold.__file__)))')
 cat >pyrightconfig.json <<JSON
-{"include": ["$package"], "pythonVersion": "3.11", "typeCheckingMode": "standard"}
+{"include": ["$package"], "exclude": [], "pythonVersion": "3.11", "typeCheckingMode": "standard"}
 JSON
 "$venv/bin/pyright" --project pyrightconfig.json --pythonpath "$venv/bin/python"
