@@ -17,7 +17,9 @@ for candidate in ${PYTHON:-python3 python3.14 python3.13 python3.12 python3.11};
     fi
 done
 if [ -z "$python" ]; then
-    echo "refold needs Python 3.11 or newer; ${PYTHON:-python3} is $("${PYTHON:-python3}" -V 2>&1 || echo "not there")." >&2
+    tried=${PYTHON:-python3}
+    found=$(command -v "$tried" >/dev/null && "$tried" -V 2>&1 || echo "not there")
+    echo "refold needs Python 3.11 or newer; $tried is $found." >&2
     echo "Install one (python3.11 to python3.14 on PATH are found), or say which: make PYTHON=/where/it/is/python3.12 ..." >&2
     exit 1
 fi
