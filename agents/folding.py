@@ -33,8 +33,8 @@ async def fold_batch(worker: Worker, place: Place, records: list[Stored]) -> Non
         if r is None:
             log.warning("partition %d: undecodable bytes at %d are skipped", place.partition, stored.position)
             continue
-        if place.fold.needs_history(r):
-            await worker.restore(place, r.correlation_id)
+        for correlation in place.fold.missing(r):
+            await worker.restore(place, correlation)
         folded = fold_one(worker, place, stored, r)
         if folded.workflow is not None:
             touched[folded.workflow.correlation] = folded.workflow

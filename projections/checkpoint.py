@@ -1,4 +1,4 @@
-"""A checkpoint's layout: what a group keeps of a partition, written in pieces of which only those that changed go out."""
+"""A checkpoint's layout: what a group keeps of a partition, in pieces of which only those that changed are written."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ import msgspec
 from msgspec import Struct
 
 from ..bus.broker import RULES, Broker, Checkpoint, Stored
+from ..bus.facts import Owner
 from ..bus.ids import record_key
 from .frozen import freeze
-from .partition import PartitionFold, Shared
+from .partition import Folded, PartitionFold, Shared
 from .stubs import Stub
 from .workflow import Workflow
 
@@ -101,13 +102,16 @@ async def read_partition(
     return fold
 
 
-async def fold_stored(broker: Broker, fold: PartitionFold, stored: Stored) -> None:
-    """Fold one record, with the workflow's earlier ones where they are needed."""
+async def fold_stored(broker: Broker, fold: PartitionFold, stored: Stored) -> Folded | None:
+    """Fold one record, with the workflow's earlier ones where they are needed; None for bytes that are no record."""
     r = fold.open_envelope(stored)
     if r is None:
-        return
-    if fold.needs_history(r):
-        fold.restore(r.correlation_id, await read_history(broker, r.correlation_id))
+        return None
+    for correlation in fold.missing(r):
+        fold.restore(correlation, await read_history(broker, correlation))
     folded = fold.fold(stored, r)
-    if folded.workflow is not None:
-        fold.settle(folded.workflow)
+    touched = fold.claimed if isinstance(r.fact, Owner) else [r.correlation_id]
+    for correlation in touched:
+        if correlation in fold.live:
+            fold.settle(fold.live[correlation])
+    return folded

@@ -84,11 +84,18 @@ class PartitionFold:
             return envelope(stored.value)
         except UndecodableRecord:
             self.undecodable += 1
-            self.position = max(self.position, stored.position)
+            self.position, self.last_id = stored.position, ""  # it cannot be an anchor
             return None
 
-    def needs_history(self, r: Envelope) -> bool:
-        """The workflow's earlier records must be read by key (`restore`) before this one can be judged."""
+    def missing(self, r: Envelope) -> list[str]:
+        """Return the workflows whose earlier records must be read by key (`restore`) before `r` can be folded."""
+        if isinstance(r.fact, facts.Owner):
+            new = [agent for agent in r.fact.agents if agent not in self.listeners]
+            waiting = dict.fromkeys(c for agent in new for c in self.unclaimed.get(agent, ()))
+            return [c for c in waiting if c not in self.live and c not in self.entries and c not in self.recent]
+        return [r.correlation_id] if self._needs_history(r) else []
+
+    def _needs_history(self, r: Envelope) -> bool:
         correlation = r.correlation_id
         if r.message_type in kinds.PARTITION or self.is_stray(r) or correlation in self.recent:
             return False
@@ -114,7 +121,7 @@ class PartitionFold:
         return partition_of(r.correlation_id, self.partitions) != self.partition
 
     def fold(self, stored: Stored, r: Envelope) -> Folded:
-        """Fold one record. `needs_history` must have been asked, and answered by `restore`."""
+        """Fold one record. `missing` must have been asked, and answered by `restore`."""
         position = stored.position
         self.position, self.last_id = position, r.id
         if r.message_type in kinds.PARTITION:
@@ -172,7 +179,7 @@ class PartitionFold:
             return False
         del self.live[w.correlation]
         self.recent[w.correlation] = w
-        if len(self.recent) > RECENT:
+        while len(self.recent) > RECENT:
             self.recent.popitem(last=False)
         self.stubs.add(record_key(w.correlation), w.first, w.last)
         self.gone.add(w.correlation)

@@ -102,13 +102,16 @@ class Request(Struct, gc=False, omit_defaults=True):
 
 
 class Input(Struct, gc=False, array_like=True):
-    """A message from outside that a `receive` may take."""
+    """A message from outside that a `receive` may take, or one whose receiver nobody has hosted yet."""
 
     id: str
     version: int
     kind: str
     receiver: str
     ref: Ref
+    priority: int = 5
+    inside: bool = False
+    expires: float | None = None
 
 
 class Entry(Struct, gc=False, array_like=True, omit_defaults=True):
@@ -131,6 +134,11 @@ def precedes(step: str, other: str) -> bool:
     return False
 
 
+def _input(r: Envelope, version: int, ref: Ref) -> Input:
+    expires = None if r.ttl is None else r.timestamp + r.ttl
+    return Input(r.id, version, r.message_type, r.receiver_id, ref, r.priority, r.work is not None, expires)
+
+
 class View(Struct, gc=False):
     """The fold of the path. `apply` takes admitted records only."""
 
@@ -148,6 +156,7 @@ class View(Struct, gc=False):
     owed_answers: list[str] = field(default_factory=list)
     origins: dict[str, str] = field(default_factory=dict)
     news: list[tuple[str, str, str]] = field(default_factory=list)
+    clients: dict[str, None] = field(default_factory=dict)
     inputs: int = 0
     cancelled_at: int = 0
 
@@ -235,6 +244,8 @@ class View(Struct, gc=False):
         version = self.at[r.id] = len(self.path)
         outside = is_outside(r)
         self.inputs += outside
+        if outside and r.origin is None:
+            self.clients[r.sender_id] = None
         kind = r.message_type
         if kind == kinds.TASK_REQUEST and r.in_reply_to is None:
             self._request(r, version, ref)
@@ -274,11 +285,14 @@ class View(Struct, gc=False):
         return True
 
     def _open(self, r: Envelope, agent: str, version: int, ref: Ref) -> Handling:
+        return self._oblige(agent, _input(r, version, ref))
+
+    def _oblige(self, agent: str, given: Input) -> Handling:
         h = Handling(
-            agent=agent, message=r.id, version=version, ref=ref, kind=r.message_type, priority=r.priority,
-            inside=r.work is not None, expires=None if r.ttl is None else r.timestamp + r.ttl,
+            agent=agent, message=given.id, version=given.version, ref=given.ref, kind=given.kind,
+            priority=given.priority, inside=given.inside, expires=given.expires,
         )  # fmt: skip
-        self.handlings.setdefault(r.id, {})[agent] = h
+        self.handlings.setdefault(given.id, {})[agent] = h
         self.open[h.key] = None
         return h
 
@@ -287,8 +301,8 @@ class View(Struct, gc=False):
     ) -> None:
         if r.to is not None:
             return
+        given = _input(r, version, entry.ref)
         if outside:
-            given = Input(r.id, version, r.message_type, r.receiver_id, entry.ref)
             self.inbox.append(given)
             if self._receive(given):
                 entry.obliges = ()
@@ -296,30 +310,24 @@ class View(Struct, gc=False):
         if entry.obliges is None:
             entry.obliges = self._obliged(r, listeners)
         if entry.obliges is None:
-            self.unclaimed.append(Input(r.id, version, r.message_type, r.receiver_id, entry.ref))
+            self.unclaimed.append(given)
         for agent in entry.obliges or ():
-            self._open(r, agent, version, entry.ref)
+            self._oblige(agent, given)
 
     def _obliged(self, r: Envelope, listeners: dict[str, tuple[str, ...]]) -> tuple[str, ...] | None:
         if r.receiver_id == "*":
             return tuple(a for a, wanted in listeners.items() if a != r.sender_id and r.message_type in wanted)
         if r.receiver_id not in listeners:
-            return None
+            return () if r.receiver_id in self.clients else None
         return (r.receiver_id,) if r.message_type in listeners[r.receiver_id] else ()
 
     def claim(self, agent: str, wanted: tuple[str, ...]) -> None:
         """An `owner` record names the agent for the first time: what was addressed to it obliges it now."""
         for given in [u for u in self.unclaimed if u.receiver == agent]:
             self.unclaimed.remove(given)
-            entry = self.path[given.version - 1]
             taken = any(given.id in h.taken for h in self.all_handlings())
             if given.kind in wanted and not taken and given.version > self.cancelled_at:
-                h = Handling(agent=agent, message=given.id, version=given.version, ref=given.ref, kind=given.kind)
-                if entry.envelope is not None:
-                    h.priority = entry.envelope.priority
-                    h.inside = entry.envelope.work is not None
-                self.handlings.setdefault(given.id, {})[agent] = h
-                self.open[h.key] = None
+                self._oblige(agent, given)
 
     def _receive(self, given: Input) -> bool:
         """Give an outside message to the receives that wait for its kind; True if one took it."""
