@@ -1,0 +1,5 @@
+"""`python -m refold.cli`."""
+
+from . import main
+
+main()

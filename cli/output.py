@@ -1,0 +1,71 @@
+"""Output: tables for people, JSON for programs."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import msgspec
+import orjson
+from rich.console import Console
+from rich.table import Table
+
+console = Console(highlight=False)
+errors = Console(stderr=True, highlight=False)
+
+
+def as_json(value: Any) -> None:
+    """Print one JSON document on one line."""
+    plain = msgspec.to_builtins(value, str_keys=True)
+    sys.stdout.buffer.write(orjson.dumps(plain) + b"\n")
+    sys.stdout.buffer.flush()
+
+
+def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]], *, empty: str = "") -> None:
+    """Print a table, or `empty` where there are no rows."""
+    rows = list(rows)
+    if not rows:
+        if empty:
+            console.print(empty)
+        return
+    grid = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False)
+    for i, column in enumerate(columns):
+        grid.add_column(column, style="dim" if column in ("at", "position") else None, overflow="fold", no_wrap=not i)
+    for row in rows:
+        grid.add_row(*(_cell(cell) for cell in row))
+    console.print(grid)
+
+
+def _cell(value: Any) -> str:
+    from rich.markup import escape
+
+    return escape("" if value is None else str(value))
+
+
+def ago(seconds: float) -> str:
+    """Return a duration in the unit that people would use."""
+    for size, unit in ((86400, "d"), (3600, "h"), (60, "min")):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.0f} {unit}"
+    return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
+
+
+def clock(when: float) -> str:
+    """Return a local time of day."""
+    return time.strftime("%H:%M:%S", time.localtime(when)) + f".{int(when % 1 * 1000):03d}"
+
+
+@contextmanager
+def progress(what: str, *, quiet: bool) -> Iterator[Any]:
+    """Show a bar on standard error while something long goes on; yields `update(done, of)`."""
+    from rich.progress import Progress
+
+    if quiet or not sys.stderr.isatty():
+        yield lambda done, of: None
+        return
+    with Progress(console=errors, transient=True) as bar:
+        task = bar.add_task(what, total=None)
+        yield lambda done, of: bar.update(task, completed=done, total=of)
