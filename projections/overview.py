@@ -48,8 +48,7 @@ async def overview(
         completed += len(fold.stubs)
         undecodable += fold.undecodable
         strays += len(fold.strays)
-        for w in open_workflows(fold):
-            rows.append(_row(w, partition, hosted))
+        rows += [_row(w, partition, hosted) for w in open_workflows(fold)]
         on_progress(partition + 1, n)
     return Overview(tuple(rows), completed, undecodable, strays)
 
