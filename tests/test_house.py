@@ -14,6 +14,8 @@ ROOT = Path(__file__).parent.parent
 ROOMS = ("agents", "brokers", "bus", "cli", "demo", "projections")
 SHIPPED = sorted([ROOT / "__init__.py", *(path for room in ROOMS for path in (ROOT / room).rglob("*.py"))])
 LONGEST = 600
+DOCUMENTS = [ROOT / "ARCHITECTURE.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
+A_PATH = re.compile(r"`((?:[\w.-]+/)+[\w.-]*)`|\]\(([\w./-]+)\)")
 UNFINISHED = re.compile(r"\b(TODO|FIXME|XXX)\b")
 
 
@@ -76,6 +78,14 @@ def test_every_module_of_a_room_can_be_imported_first(room):
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=_name)
+def test_a_document_names_only_files_that_exist(document):
+    found = A_PATH.findall(document.read_text("utf-8"))
+    missing = [path for path, _ in found if path and not (ROOT / path).exists()]
+    missing += [link for _, link in found if link and not (document.parent / link).exists()]
+    assert missing == []
 
 
 def test_the_scripts_are_plain_shell():
