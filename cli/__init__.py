@@ -56,7 +56,7 @@ def main(arguments: list[str] | None = None) -> None:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = exits.OK
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001 - the one seam: told to the user, with a code of its own
         code = _tell(error, "--json" in arguments)
     sys.exit(code)
 

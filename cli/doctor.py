@@ -50,8 +50,8 @@ async def _look(url: str | None) -> dict[str, Any]:
             committed = await log.positions("committed", group)
             lag = max(max(0, ends[p] - max(committed[p], 1)) for p in ends)
             free = log.meta.partitions - len(owned)
-            checks.append(_check("group", free == 0, f"{group}: {len(owned)} partitions owned, checkpoint at most {lag} "
-                                 "records behind", "wait for a takeover, or look at its workers' logs"))  # fmt: skip
+            text = f"{group}: {len(owned)} partitions owned, checkpoint at most {lag} records behind"
+            checks.append(_check("group", free == 0, text, "wait for a takeover, or look at its workers' logs"))
         if not members:
             checks.append(_check("workers", True, "none is running", ""))
         return {

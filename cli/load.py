@@ -102,7 +102,8 @@ def _import(name: str, path: Path | None) -> ModuleType:
 def _where(error: BaseException) -> str:
     """Return file:line of the user's code in which an import failed."""
     frames = traceback.extract_tb(error.__traceback__)
-    own = [f for f in frames if "importlib" not in f.filename and not f.filename.startswith(str(Path(__file__).parent.parent))]
+    ours = str(Path(__file__).parent)
+    own = [f for f in frames if "importlib" not in f.filename and not f.filename.startswith(ours)]
     return f"{own[-1].filename}:{own[-1].lineno}" if own else "your module"
 
 

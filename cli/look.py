@@ -14,7 +14,8 @@ from .settings import BrokerOption, JsonOption, broker_url
 
 if TYPE_CHECKING:
     from ..bus.broker import Broker, Member
-    from ..projections.overview import Overview
+    from ..projections.overview import Overview, Row
+    from ..projections.status import Wait
 
 Id = Annotated[str, typer.Argument(metavar="ID", help="The workflow's id (correlation id).")]
 
@@ -54,10 +55,7 @@ def ps(broker: BrokerOption = None, json: JsonOption = False) -> None:
     console.print()
     table(
         "open workflows", ("workflow", "status", "records", "agents", "why"),
-        (
-            (r.workflow, r.status, r.version, ", ".join(r.agents), "; ".join([*r.blocked, *r.unclaimed, *map(_wait, r.waits)]))
-            for r in found.rows
-        ),
+        ((r.workflow, r.status, r.version, ", ".join(r.agents), _why(r)) for r in found.rows),
         empty="no workflow is open",
     )  # fmt: skip
 
@@ -73,14 +71,19 @@ def _plain(value: Any) -> dict[str, Any]:
     return plain
 
 
-def _wait(w: Any) -> str:
+def _why(row: Row) -> str:
+    return "; ".join([*row.blocked, *row.unclaimed, *map(_wait, row.waits)])
+
+
+def _wait(w: Wait) -> str:
     due = f" until {clock(w.due)}" if w.due is not None else ""
-    target = {"request": f"the answer of {w.target}", "message": f"a {w.target!r}", "timer": "the time"}.get(w.what, "a retry")
-    return f"{w.agent} waits for {target}{due}"
+    targets = {"request": f"the answer of {w.target}", "message": f"a {w.target!r}", "timer": "the time"}
+    return f"{w.agent} waits for {targets.get(w.what, 'a retry')}{due}"
 
 
 def show(
-    id: Id, payloads: Annotated[bool, typer.Option("--payloads", help="Show what the messages say.")] = False,
+    id: Id,
+    payloads: Annotated[bool, typer.Option("--payloads", help="Show what the messages say.")] = False,
     broker: BrokerOption = None, json: JsonOption = False,
 ) -> None:  # fmt: skip
     """Show what happened in a workflow, record by record, and its attempts."""
@@ -105,8 +108,10 @@ def show(
         console.print(f"  {line}")
     console.print()
     rows = (
-        (m.position, f"+{m.after:.3f}", m.agent, m.kind, m.step, m.about or (m.payload if payloads else ""), m.pid or "",
-         "" if m.verdict == "admitted" else m.verdict)
+        (
+            m.position, f"+{m.after:.3f}", m.agent, m.kind, m.step, m.about or (m.payload if payloads else ""),
+            m.pid or "", "" if m.verdict == "admitted" else m.verdict,
+        )
         for m in moments
     )  # fmt: skip
     table("records", ("position", "s", "agent", "kind", "step", "about", "pid", "verdict"), rows)

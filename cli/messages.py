@@ -17,8 +17,8 @@ Workflow = Annotated[str | None, typer.Option("--id", help="The workflow's id. D
 
 
 def send(
-    agent: Agent, payload: Payload = None, kind: Annotated[str, typer.Option(help="The kind of message.")] = "status_update",
-    id: Workflow = None, broker: BrokerOption = None, json: JsonOption = False,
+    agent: Agent, payload: Payload = None,
+    kind: Annotated[str, typer.Option(help="The kind of message.")] = "status_update", id: Workflow = None, broker: BrokerOption = None, json: JsonOption = False,
 ) -> None:  # fmt: skip
     """Send a message that nobody answers."""
 

@@ -103,8 +103,13 @@ def new(
         raise ConfigError(f"{folder.name!r} is no project name: use letters, digits, - and _, a letter first")
     if folder.exists():
         raise ConfigError(f"{folder} exists already: choose another name")
-    files = {"app.py": APP, "test_app.py": TEST, "README.md": README.format(name=folder.name),
-             "pyproject.toml": PYPROJECT.format(name=folder.name), ".gitignore": "*.db\n*.db-*\n__pycache__/\n"}  # fmt: skip
+    files = {
+        "app.py": APP,
+        "test_app.py": TEST,
+        "README.md": README.format(name=folder.name),
+        "pyproject.toml": PYPROJECT.format(name=folder.name),
+        ".gitignore": "*.db\n*.db-*\n__pycache__/\n",
+    }
     folder.mkdir(parents=True)
     for file, text in files.items():
         (folder / file).write_text(text, encoding="utf-8")

@@ -23,7 +23,7 @@ def run(
     group: Annotated[str | None, typer.Option(help="The group that shares the work. Default: the app's name.")] = None,
     member: Annotated[str | None, typer.Option(help="This worker's name in the group. Default: made up.")] = None,
     concurrency: Annotated[int, typer.Option(min=1, help="Handlers that run at once.")] = 100,
-    reload: Annotated[bool, typer.Option("--reload", help="Start again when a file changes (needs refold[reload]).")] = False,
+    reload: Annotated[bool, typer.Option("--reload", help="Start again when a file changes.")] = False,
     log_format: Annotated[str, typer.Option(help="text or json")] = "text",
     log_level: Annotated[str, typer.Option(help="debug, info, warning or error")] = "info",
 ) -> None:
@@ -49,9 +49,15 @@ def run(
 
     code = asyncio.run(
         serve(
-            app.agents, url, group=group or app.name, member=member, concurrency=concurrency, app=app.name,
-            on_handled=lambda h: print(logs.handled_line(h, log_format), flush=True), on_ready=ready,
-        )  # fmt: skip
+            app.agents,
+            url,
+            group=group or app.name,
+            member=member,
+            concurrency=concurrency,
+            app=app.name,
+            on_handled=lambda h: print(logs.handled_line(h, log_format), flush=True),
+            on_ready=ready,
+        )
     )
     raise typer.Exit(code)
 

@@ -33,7 +33,7 @@ def broker_url(given: str | None, start: Path | None = None) -> str:
 
 
 def table(start: Path | None = None) -> dict[str, Any]:
-    """Return `[tool.refold]` of the nearest pyproject.toml upwards. Raises ConfigError, which names all that is wrong."""
+    """Return `[tool.refold]` of the nearest pyproject.toml upwards. Raises ConfigError."""
     here = (start or Path.cwd()).absolute()
     for folder in [here, *here.parents]:
         path = folder / "pyproject.toml"
