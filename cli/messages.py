@@ -17,9 +17,13 @@ Workflow = Annotated[str | None, typer.Option("--id", help="The workflow's id. D
 
 
 def send(
-    agent: Agent, payload: Payload = None,
-    kind: Annotated[str, typer.Option(help="The kind of message.")] = "status_update", id: Workflow = None, broker: BrokerOption = None, json: JsonOption = False,
-) -> None:  # fmt: skip
+    agent: Agent,
+    payload: Payload = None,
+    kind: Annotated[str, typer.Option(help="The kind of message.")] = "status_update",
+    id: Workflow = None,
+    broker: BrokerOption = None,
+    json: JsonOption = False,
+) -> None:
     """Send a message that nobody answers."""
 
     async def main() -> Any:
