@@ -11,11 +11,11 @@ help: ## show the targets
 
 test: ## pass the tests, in under 5 minutes on 2 cores (TESTS="tests/test_x.py -k word", N=processes)
 	@scripts/venv.sh $(VENV) editable test
-	$(VENV)/bin/python -m pytest -n $(N) $(TESTS)
+	$(VENV)/bin/python -m pytest -n $(N) --inline-snapshot=disable $(TESTS)
 
 test-all: ## the tests, over many more generated histories
 	@scripts/venv.sh $(VENV) editable test
-	REFOLD_TESTS=thorough $(VENV)/bin/python -m pytest -n $(N) $(TESTS)
+	REFOLD_TESTS=thorough $(VENV)/bin/python -m pytest -n $(N) --inline-snapshot=disable $(TESTS)
 
 check: ## ruff, import-linter, mypy and pyright, on what ships
 	@scripts/venv.sh $(CHECK) installed test check

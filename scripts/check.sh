@@ -4,16 +4,18 @@
 set -eu
 venv=$1
 config=$(pwd)/pyproject.toml
-"$venv/bin/ruff" check .
+failed=0
+"$venv/bin/ruff" check . || failed=1
 
 # From elsewhere: at the root of the repository, the folders would pass for modules of their own.
 elsewhere=$(mktemp -d)
 trap 'rm -rf "$elsewhere"' EXIT
 cd "$elsewhere"
-"$venv/bin/lint-imports" "$config" --no-cache --no-logo
-"$venv/bin/mypy" --config-file "$config" --cache-dir "$venv/.mypy_cache" -p refold
+"$venv/bin/lint-imports" "$config" --no-cache --no-logo || failed=1
+"$venv/bin/mypy" --config-file "$config" --cache-dir "$venv/.mypy_cache" -p refold || failed=1
 package=$("$venv/bin/python" -c 'import os, refold; print(os.path.relpath(os.path.dirname(refold.__file__)))')
 cat >pyrightconfig.json <<JSON
 {"include": ["$package"], "exclude": [], "pythonVersion": "3.11", "typeCheckingMode": "standard"}
 JSON
-"$venv/bin/pyright" --project pyrightconfig.json --pythonpath "$venv/bin/python"
+"$venv/bin/pyright" --project pyrightconfig.json --pythonpath "$venv/bin/python" || failed=1
+exit $failed

@@ -24,11 +24,12 @@ if [ -z "$python" ]; then
     exit 1
 fi
 
-wanted="$dir $mode $* $(cksum <pyproject.toml)"
+place="$dir, $("$python" -V 2>&1):"
+wanted="$place $mode $* $(cksum <pyproject.toml)"
 made=""
 if [ -x "$dir/bin/python" ] && [ -f "$dir/.stamp" ]; then made=$(cat "$dir/.stamp"); fi
 if [ "$made" = "$wanted" ] && [ "$mode" != installed ]; then exit 0; fi
-case $made in "" | "$dir "*) ;; *) rm -rf "$dir" ;; esac # moved: its scripts name the old place
+case $made in "" | "$place "*) ;; *) rm -rf "$dir" ;; esac # moved (its scripts name the old place), or another Python
 
 if uv pip install --help 2>/dev/null | grep -q -- --group; then
     [ -x "$dir/bin/python" ] || uv venv --quiet --python "$python" "$dir"
@@ -45,6 +46,7 @@ else
     [ -n "$made" ] || install --upgrade 'pip>=25.1'
 fi
 
+export PYTHONWARNINGS=ignore # setuptools warns of what every editable install does
 # shellcheck disable=SC2086
 case $mode in
     editable) install $groups -e . ;;
