@@ -1,4 +1,4 @@
-"""What a stranger's machine may lack: the script that makes the virtual environment says so, and leaves nothing behind."""
+"""What a stranger's machine may lack: the script that makes the environment says so, and leaves nothing behind."""
 
 from __future__ import annotations
 
