@@ -97,9 +97,9 @@ class PartitionFold:
 
     def _needs_history(self, r: Envelope) -> bool:
         correlation = r.correlation_id
-        if r.message_type in kinds.PARTITION or self.is_stray(r) or correlation in self.recent:
+        if r.message_type in kinds.PARTITION or self.is_stray(r):
             return False
-        w = self.find(correlation)
+        w = self.find(correlation) or self.recent.get(correlation)
         if w is not None:
             return not w.whole and r.message_type == kinds.ROLLED_BACK
         if record_key(correlation) in self.stubs:

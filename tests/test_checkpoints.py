@@ -1,0 +1,94 @@
+"""A checkpoint and the records after it give the same fold as the whole log, wherever it was taken (I2, I6)."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import msgspec
+import pytest
+from random_log import NO_RECORD, RandomLog
+
+from refold.brokers.memory import MemoryBroker
+from refold.bus import codec, kinds
+from refold.bus.broker import Checkpoint, LogSpec
+from refold.projections import partition as partition_module
+from refold.projections.checkpoint import changes, fold_stored, restore
+from refold.projections.frozen import thaw
+from refold.projections.partition import PartitionFold
+from refold.projections.status import report
+from refold.projections.view import Entry
+from refold.projections.workflow import Workflow
+
+
+def bare(w: Workflow) -> Workflow:
+    """A workflow without what a checkpoint leaves out, and without what differs by when it was asked."""
+    w.duties()
+    path = [Entry(e.id, e.ref, e.obliges) for e in w.view.path]
+    view = msgspec.structs.replace(w.view, path=path, news=[])
+    return msgspec.structs.replace(w, view=view, whole=False, closed={})
+
+
+async def written(log: RandomLog) -> MemoryBroker:
+    """The log as a broker: positions are the broker's own."""
+    broker = MemoryBroker()
+    await broker.ensure_log(LogSpec(partitions=log.partitions))
+    await broker.append_raw(log.partition, [(s.key, s.value) for s in log.records])
+    return broker
+
+
+def whole(log: RandomLog, records: list[Any], names: list[str]) -> dict[str, Workflow]:
+    """Every workflow's fold from zero, with nothing frozen, parked or forgotten."""
+    folds, listeners = {n: Workflow(n) for n in names}, dict[str, tuple[str, ...]]()
+    for s in records:
+        if s.value == NO_RECORD:
+            continue
+        r = codec.envelope(s.value)
+        if r.message_type in kinds.PARTITION:
+            for agent, wanted in list(partition_module.listen(listeners, r)):
+                for w in folds.values():
+                    w.view.claim(agent, wanted)
+        elif r.correlation_id in folds:
+            folds[r.correlation_id].admit(r, s.position, dict(listeners))
+    return folds
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_a_checkpoint_and_the_tail_equal_the_fold_from_zero(go, seed, monkeypatch):
+    chance = random.Random(seed)
+    monkeypatch.setattr(partition_module, "RECENT", chance.choice([0, 1, 256]))
+
+    async def main():
+        log = RandomLog(seed, workflows=chance.choice([2, 6]))
+        log.grow(chance.choice([60, 200]))
+        broker = await written(log)
+        records = broker.log.partitions[log.partition]
+        fold, kept = PartitionFold(log.partition, log.partitions), dict[bytes, bytes]()
+        verdicts: dict[str, dict[str, str]] = {}
+        for i, stored in enumerate(records):
+            folded = await fold_stored(broker, fold, stored)
+            if folded is not None and folded.workflow is not None:
+                verdicts.setdefault(folded.workflow.correlation, {}).setdefault(folded.envelope.id, folded.verdict)
+            if chance.random() < 0.3:
+                for w in [w for w in fold.live.values() if chance.random() < 0.5]:
+                    fold.park(w)
+            if chance.random() < 0.15:
+                changed, gone = changes(fold, lambda w: True)
+                kept = {**{k: v for k, v in kept.items() if k not in gone}, **changed}
+                if chance.random() < 0.5:
+                    again = PartitionFold(log.partition, log.partitions)
+                    saved = Checkpoint(fold.position, fold.last_id.encode(), kept)
+                    assert restore(again, msgspec.msgpack.decode(msgspec.msgpack.encode(saved), type=Checkpoint))
+                    fold = again
+            if i % 7 == 0 or i == len(records) - 1:
+                expected = whole(log, records[: i + 1], log.names)
+                open_ = {n for n, w in expected.items() if w.last and not w.is_complete()}
+                assert {*fold.live, *fold.entries} == open_
+                for n in open_:
+                    found = fold.live.get(n) or thaw(fold.entries[n])
+                    assert bare(found) == bare(expected[n])
+                    assert report(found) == report(expected[n])
+        for n, w in whole(log, records, log.names).items():
+            assert verdicts.get(n, {}).items() <= w.verdicts.items()
+
+    go(main())
