@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, get_type_hints
 
 from ..bus import codec, kinds
-from ..bus.errors import AgentError, EffectFailed, Failure, InvalidMessage, RequestExpired, WaitExpired
+from ..bus.errors import AgentError, EffectFailed, Failure, InvalidMessage, NoKeyYet, RequestExpired, WaitExpired
 from .retry import EFFECT_RETRY, RetryPolicy
 
 ADDRESS = "refold-address"
@@ -21,6 +21,12 @@ class IdempotencyKey:
 
     def __repr__(self) -> str:
         return "idempotency_key"
+
+    def __str__(self) -> str:
+        raise NoKeyYet(
+            "ctx.idempotency_key is known when the effect is called: pass it as an argument of ctx.effect by itself, "
+            "or read it inside the effect's function"
+        )
 
 
 KEY = IdempotencyKey()

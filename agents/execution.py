@@ -133,7 +133,7 @@ class RunHost:
         self.worker.crew.waiting.pop(run, None)
         self.started()
         run.go_on()
-        if not run.active and not run.calls:
+        if not (run.active or run.calls or run.settling):
             self.waits()
 
     def wake_at(self, due: float, step: str) -> None:

@@ -128,6 +128,7 @@ class Run:
         self.task: asyncio.Task[None] | None = None
         self.active = 0
         self.calls = 0
+        self.settling = 0
         self.has_slot = True
         self.outbox: list[AgentMessage] = []
         self.asked: set[str] = set()
@@ -197,7 +198,7 @@ class Run:
         if self.outbox:
             await self.flush()
         self.go_on()
-        if not self.active and not self.calls and not self._ready and not self.finishing:
+        if not (self.active or self.calls or self.settling or self._ready or self.finishing):
             self.host.waits()
 
     def branch(self) -> Branch:
@@ -361,6 +362,7 @@ class Run:
         finally:
             branch.calling = False
             self.calls -= 1
+        self.settling += 1
         try:
             if not self.active:
                 await self.quiet()
@@ -368,6 +370,8 @@ class Run:
         except BaseException as error:
             self._interrupted(path, waiter, error)
             raise
+        finally:
+            self.settling -= 1
 
     async def _try(self, path: str, call: EffectCall) -> AgentMessage:
         w = self.host.workflow()

@@ -39,6 +39,7 @@ RefoldError
     ├── HandlerError                a handler that cannot be registered
     ├── NeedsAsyncHandler           a step called from a `def` handler
     ├── UnawaitedStep               a step that was made and never awaited
+    ├── NoKeyYet                    an idempotency key that was used before its effect was called
     ├── ForeignTask                 the context used from a task that it did not start
     ├── StepCancelled               an `asyncio` time limit around a step; use `timeout=`
     └── Divergence                  a rerun asked for something else than was recorded
@@ -235,6 +236,10 @@ class NeedsAsyncHandler(YourBug):
 
 class UnawaitedStep(YourBug):
     """A step was made and never awaited."""
+
+
+class NoKeyYet(YourBug):
+    """An idempotency key was made part of a text before its effect was called."""
 
 
 class ForeignTask(YourBug):
