@@ -8,6 +8,7 @@ import os
 import re
 import socket
 import tempfile
+from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,6 +16,8 @@ COMMIT = b"c"
 MEMBERS = b"m"
 ADDRESS = re.compile(r"[a-z]-[0-9]+-[0-9a-f]+")
 MAX_HINT = 1024
+MAX_UNSENT = 10_000
+AGAIN = 0.002
 LONGEST = 100
 """Bytes that a socket's path may have (sun_path has 104 on macOS, 108 on Linux)."""
 
@@ -31,19 +34,21 @@ class Doorbell:
         self._send.setblocking(False)
         self._others: list[str] = []
         self._seen = -1
-        self._own: set[str] = set()
+        self._closed = False
+        self._own: dict[str, Ear] = {}
+        self._unsent: dict[str, deque[bytes]] = {}
 
     def open(self, letter: str, heard: Callable[[bytes], None]) -> Ear:
         """Open a socket that calls `heard` in the running loop for each datagram."""
         name = f"{letter}-{os.getpid()}-{os.urandom(4).hex()}"
         ear = Ear(self, str(self.folder / name), name, heard)
-        self._own.add(ear.path)
+        self._own[ear.path] = ear
         self._seen = -1
         return ear
 
     def closed(self, ear: Ear) -> None:
         """The socket is gone."""
-        self._own.discard(ear.path)
+        self._own.pop(ear.path, None)
 
     def ring(self, word: bytes) -> None:
         """Tell every other process. Any thread may call it; never blocks, never raises."""
@@ -58,21 +63,44 @@ class Doorbell:
 
     def notify(self, address: str, hint: bytes) -> None:
         """Send a hint to an address; nothing happens where nobody listens."""
-        if ADDRESS.fullmatch(address):
-            self.send(str(self.folder / address), hint[:MAX_HINT])
+        if not ADDRESS.fullmatch(address):
+            return
+        path = str(self.folder / address)
+        own = self._own.get(path)
+        if own is not None:
+            own.hear(hint[:MAX_HINT])
+        elif path in self._unsent:
+            self._unsent[path].append(hint[:MAX_HINT])
+        elif not self.send(path, hint[:MAX_HINT]):
+            self._unsent[path] = deque([hint[:MAX_HINT]], maxlen=MAX_UNSENT)
+            asyncio.get_running_loop().call_later(AGAIN, self._send_again, path)
 
-    def send(self, path: str, word: bytes) -> None:
-        """Send a datagram; a socket whose process is dead is removed."""
+    def _send_again(self, path: str) -> None:
+        """A listener's buffer holds few datagrams (net.unix.max_dgram_qlen is often 10): send what was too many."""
+        unsent = self._unsent[path]
+        while unsent and not self._closed and self.send(path, unsent[0]):
+            unsent.popleft()
+        if unsent and not self._closed:
+            asyncio.get_running_loop().call_later(AGAIN, self._send_again, path)
+        else:
+            del self._unsent[path]
+
+    def send(self, path: str, word: bytes) -> bool:
+        """Send a datagram; False where the listener's buffer is full. A socket whose process is dead is removed."""
         try:
             self._send.sendto(word, path)
+        except BlockingIOError:
+            return False
         except ConnectionRefusedError:
             with contextlib.suppress(OSError):
                 os.unlink(path)
         except OSError:
-            pass  # its buffer is full (it will look anyway), or it is gone
+            pass  # it is gone
+        return True
 
     def close(self) -> None:
         """Send no more."""
+        self._closed = True
         self._send.close()
 
 
@@ -95,6 +123,10 @@ class Ear:
             except OSError:
                 return
             self._heard(word)
+
+    def hear(self, word: bytes) -> None:
+        """A datagram of this very process."""
+        self._loop.call_soon(self._heard, word)
 
     def close(self) -> None:
         """Listen no more."""
