@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from datetime import datetime
-from typing import Any
+from typing import Any, NamedTuple
 
 from ..bus import codec, facts, ids, kinds
 from ..bus.broker import Broker
@@ -18,15 +19,26 @@ from .workflow import Workflow
 At = int | float | str | None
 
 
+class Point(NamedTuple):
+    """A place on a path: the first `version` records of the path of that generation."""
+
+    generation: int
+    version: int
+
+
 class History:
     """A workflow as it was when it was read; later appends never change it.
 
-    `records` are all of it in log order, refused ones too; `owners` the partition's `owner` records by id.
+    `records` are all of it in log order, refused ones too; `points` say which generation and version each of them
+    left behind; `owners` are the partition's own records (who owned it, who gave it up) by id, in log order.
     """
 
-    def __init__(self, workflow: Workflow, records: tuple[Judged, ...], owners: Mapping[str, Envelope]) -> None:
+    def __init__(
+        self, workflow: Workflow, records: tuple[Judged, ...], points: tuple[Point, ...], owners: Mapping[str, Envelope]
+    ) -> None:
         self.workflow = workflow
         self.records = records
+        self.points = points
         self.owners = dict(owners)
         self._by_position = {j.position: j for j in records}
 
@@ -38,17 +50,15 @@ class History:
     def raw(self, entry: Entry) -> bytes:
         """Return the bytes of a record on the path."""
         position, index = entry.ref
-        j = self._by_position[position]
-        if index < 0:
-            return j.value
-        assert isinstance(j.envelope.fact, facts.RolledBack)
-        fix = codec.decode(bytes(j.envelope.fact.with_inputs[index]))
-        changed = codec.with_changes(fix, id=ids.correction_id(j.envelope.id, index), generation=None)
-        return codec.encode(changed)
+        return raw_of(self._by_position[position].value, index)
 
     def path(self, at: At = None) -> list[Entry]:
         """Return the path up to a point: a version (12), generation and version ("g0:12"), a record's id, a time
-        (unix seconds as a float, or ISO 8601), None = now. Raises InvalidMessage where there is no such point."""
+        (unix seconds as a float, or ISO 8601), None = now. Raises InvalidMessage where there is no such point.
+
+        A version is one of the current generation. A record that the current path does not hold, and a time, stand
+        for what was the path then.
+        """
         generation, version = self._place(at)
         return self.workflow.path_at(generation, version)
 
@@ -56,7 +66,8 @@ class History:
         """Return the workflow's state at a point (see `path`): the fold of its `ctx.update`s."""
         state: dict[str, Any] = {}
         for entry in self.path(at):
-            if entry.envelope is not None and entry.envelope.message_type == kinds.STATE_CHANGED:
+            r = entry.envelope
+            if r is not None and r.message_type == kinds.STATE_CHANGED and r.work is not None and r.work.step:
                 state = merge_patch(state, codec.payload(self.raw(entry)))
         return state
 
@@ -65,49 +76,75 @@ class History:
         a, b = self.state(before), self.state(after)
         return {k: (a.get(k), b.get(k)) for k in sorted({*a, *b}) if a.get(k) != b.get(k)}
 
-    def _place(self, at: At) -> tuple[int, int]:
+    def _place(self, at: At) -> Point:
         w = self.workflow
         if at is None:
-            return w.generation, w.version
+            return Point(w.generation, w.version)
         if isinstance(at, int):
-            return w.generation, self._checked(w.generation, at)
+            return self._checked(w.generation, at)
         if isinstance(at, float):
-            return w.generation, self._until(at)
+            return self._until(at)
         text = at.strip()
-        if text.startswith("g") and ":" in text:
-            generation, _, version = text[1:].partition(":")
-            if generation.isdigit() and version.isdigit() and int(generation) <= w.generation:
-                return int(generation), self._checked(int(generation), int(version))
+        known = self._record(text)
+        if known is not None:
+            return known
+        generation, colon, version = text[1:].partition(":")
+        if text.startswith("g") and colon and generation.isdigit() and version.isdigit():
+            return self._checked(int(generation), int(version))
         if text.isdigit():
-            return w.generation, self._checked(w.generation, int(text))
-        if text in w.view.at:
-            return w.generation, w.view.at[text]
+            return self._checked(w.generation, int(text))
         try:
-            return w.generation, self._until(datetime.fromisoformat(text).timestamp())
+            return self._until(datetime.fromisoformat(text).timestamp())
         except ValueError:
-            raise InvalidMessage(
-                f"{at!r} is no point of workflow {w.correlation!r}", path="at",
-                remedy=f"use a version up to {w.version}, g{w.generation}:{w.version}, a record's id, or an ISO time",
-            ) from None  # fmt: skip
+            raise self._no_point(at) from None
 
-    def _checked(self, generation: int, version: int) -> int:
-        longest = len(self.workflow.path_at(generation, 10**9))
+    def _record(self, id: str) -> Point | None:
+        """Return the point right after a record."""
+        if id in self.workflow.view.at:
+            return Point(self.workflow.generation, self.workflow.view.at[id])
+        first = (point for j, point in zip(self.records, self.points, strict=True) if j.envelope.id == id)
+        return next(first, None)
+
+    def _checked(self, generation: int, version: int) -> Point:
+        if not 0 <= generation <= self.workflow.generation:
+            raise self._no_point(f"g{generation}:{version}")
+        longest = len(self.workflow.path_at(generation, sys.maxsize))
         if not 0 <= version <= longest:
             raise InvalidMessage(
                 f"version {version} does not exist in generation {generation}", path="at",
                 remedy=f"it has versions 0 to {longest}",
             )  # fmt: skip
-        return version
+        return Point(generation, version)
 
-    def _until(self, time: float) -> int:
-        path = self.workflow.view.path
-        return sum(1 for e in path if self._by_position[e.ref[0]].time <= time)
+    def _until(self, time: float) -> Point:
+        before = [point for j, point in zip(self.records, self.points, strict=True) if j.time <= time]
+        return before[-1] if before else Point(0, 0)
+
+    def _no_point(self, at: object) -> InvalidMessage:
+        w = self.workflow
+        return InvalidMessage(
+            f"{at!r} is no point of workflow {w.correlation!r}", path="at",
+            remedy=f"use a version up to {w.version}, g{w.generation}:{w.version}, a record's id, or an ISO time",
+        )  # fmt: skip
+
+
+def raw_of(raw: bytes, index: int) -> bytes:
+    """Return the record itself (index -1), or a correction that a `rolled_back` brought with it, as it counts."""
+    if index < 0:
+        return raw
+    rolled_back = codec.envelope(raw)
+    assert isinstance(rolled_back.fact, facts.RolledBack)
+    fix = codec.decode(bytes(rolled_back.fact.with_inputs[index]))
+    return codec.encode(codec.with_changes(fix, id=ids.correction_id(rolled_back.id, index), generation=None))
 
 
 async def read_workflow(broker: Broker, correlation: str) -> History:
     """Read a workflow through the port. Raises NoSuchWorkflow."""
     follower = Follower(broker, correlation)
-    records = tuple([j async for j in follower.read()])
-    if not records:
+    w, read = follower.workflow, list[tuple[Judged, Point]]()
+    async for j in follower.read():
+        read.append((j, Point(w.generation, w.version)))
+    if not read:
         raise NoSuchWorkflow(f"the log holds no workflow {correlation!r}; `refold ps` lists those that are open")
-    return History(follower.workflow, records, follower.owners)
+    records, points = zip(*read, strict=True)
+    return History(w, records, points, follower.owners)

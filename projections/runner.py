@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from ..bus import facts
+import msgspec
+
+from ..bus import codec, facts
 from ..bus.broker import Broker, Stored
-from ..bus.errors import LogTruncated
+from ..bus.errors import ConfigError, InvalidMessage, LogTruncated, TryAgain
 from .checkpoint import changes, fold_stored, restore
+from .history import raw_of
 from .partition import Folded, PartitionFold
 from .projection import Projection, Record
-from .store import ProjectionStore
+from .store import ProjectionStore, Slot
 from .verdict import Verdict
 from .workflow import Workflow
 
@@ -20,6 +24,10 @@ FLUSH = 20_000
 """Records after which states and position are written, while there is more to read."""
 LOOK = 0.2
 """Seconds between two looks at the log's end while following it."""
+PATIENCE = 5.0
+"""Longest wait (seconds) before a log or store that could not be reached is tried again."""
+
+log = logging.getLogger("refold.projections")
 
 Progress = Callable[[int, int], None]
 
@@ -31,12 +39,11 @@ def _quiet(done: int, of: int) -> None:
 async def catch_up(
     broker: Broker, store: ProjectionStore, projection: Projection, on_progress: Progress = _quiet
 ) -> int:
-    """Fold what is new into the live states; build them where there are none of this version. Returns the records."""
-    slot = await store.live_slot(projection.name, projection.version)
-    if slot is None:
-        records, _ = await rebuild(broker, store, projection, on_progress)
-        return records
-    return await _fold_all(broker, store, projection, slot, on_progress)
+    """Fold what is new into the live states; build them where there are none of this version. Returns the records.
+
+    Raises ConfigError where the store holds a newer version, LogTruncated where the log lost what was folded.
+    """
+    return await Lane(broker, store, projection).advance(on_progress)
 
 
 async def rebuild(
@@ -44,119 +51,181 @@ async def rebuild(
 ) -> tuple[int, int]:
     """Fold the whole log into new states; those that are live are read until the new ones take over.
 
-    Returns how many records were folded, and how many states there are.
+    Returns how many records were folded, and how many states there are. Raises TryAgain when another rebuild of the
+    same projection began meanwhile.
     """
-    slot = await store.new_slot(projection.name, projection.version)
-    records = await _fold_all(broker, store, projection, slot, on_progress)
-    await store.go_live(projection.name, slot)
-    return records, await store.count(slot)
+    build = await _build(broker, store, projection, on_progress)
+    return build.folded, await store.count(build.slot)
 
 
 async def follow(broker: Broker, store: ProjectionStore, projections: Sequence[Projection]) -> None:
-    """Keep projections up to date until cancelled."""
+    """Keep projections up to date until cancelled. What cannot be reached is tried again."""
+    lanes = [Lane(broker, store, projection) for projection in projections]
+    wait = LOOK
     while True:
-        for projection in projections:
-            await catch_up(broker, store, projection)
-        await asyncio.sleep(LOOK)
+        try:
+            for lane in lanes:
+                await lane.advance()
+            wait = LOOK
+        except TryAgain as error:
+            wait = min(wait * 2, PATIENCE)
+            log.warning("projections: %s; trying again in %.1f s", error, wait)
+        await asyncio.sleep(wait)
 
 
-async def _fold_all(
-    broker: Broker, store: ProjectionStore, projection: Projection, slot: int, on_progress: Progress
-) -> int:
-    ends = await broker.positions("end")
-    total, done = 0, 0
-    folders = []
-    for partition, end in ends.items():
-        folder = Folder(broker, store, projection, slot, partition)
-        await folder.load()
-        total += max(0, end - 1 - folder.fold.position)
-        folders.append((folder, end))
-    for folder, end in folders:
-        async for n in folder.run(end):
-            done += n
-            on_progress(done, total)
-    return done
+class Lane:
+    """One projection's way along the log. It keeps its folds between two looks, and begins again at what the store
+    has where somebody else has saved meanwhile."""
 
-
-class Folder:
-    """One projection over one partition: the admission fold, and the states that its verdicts change."""
-
-    def __init__(
-        self, broker: Broker, store: ProjectionStore, projection: Projection, slot: int, partition: int
-    ) -> None:
+    def __init__(self, broker: Broker, store: ProjectionStore, projection: Projection) -> None:
         self.broker, self.store, self.projection = broker, store, projection
-        self.slot, self.partition = slot, partition
-        self.fold = PartitionFold(partition, broker.meta.partitions)
+        self._build: Build | None = None
+
+    async def advance(self, on_progress: Progress = _quiet) -> int:
+        """Fold up to what is the log's end now; return how many records that were."""
+        build, self._build = self._build, None  # an error or a cancel in between leaves a fold that nobody may use
+        folded = 0
+        while True:
+            if build is None:
+                build = await self._open(on_progress)
+            before = build.folded
+            going_on = await build.advance(on_progress)
+            folded += build.folded - before
+            if going_on:
+                break
+            build = None
+        self._build = build
+        return folded
+
+    async def _open(self, on_progress: Progress) -> Build:
+        name, version = self.projection.name, self.projection.version
+        slot = await self.store.live_slot(name)
+        if slot is not None and slot.version > version:
+            raise ConfigError(
+                f"{self.store.path} holds version {slot.version} of {name!r}, this program has version {version}: "
+                "run the newer program, rebuild it with this one, or name another file"
+            )
+        if slot is not None and slot.version == version:
+            build = Build(self.broker, self.store, self.projection, slot)
+            if await build.load():
+                return build
+        return await _build(self.broker, self.store, self.projection, on_progress)
+
+
+async def _build(broker: Broker, store: ProjectionStore, projection: Projection, on_progress: Progress) -> Build:
+    build = Build(broker, store, projection, await store.new_slot(projection.name, projection.version))
+    while await build.advance(on_progress):
+        if await store.go_live(build.slot):
+            build.slot = build.slot._replace(live=True, turn=build.slot.turn + 1)
+            return build
+    raise TryAgain(f"another rebuild of {projection.name!r} has begun in {store.path}: this one was given up")
+
+
+class Build:
+    """One slot of a projection: its folds and what is not saved yet."""
+
+    def __init__(self, broker: Broker, store: ProjectionStore, projection: Projection, slot: Slot) -> None:
+        self.broker, self.store, self.projection, self.slot = broker, store, projection, slot
+        self.folds = {p: PartitionFold(p, broker.meta.partitions) for p in range(broker.meta.partitions)}
+        self.folded = 0
         self._states: dict[str, Any] = {}
         self._unsaved = 0
 
-    async def load(self) -> None:
-        """Go on where the store stopped. Raises LogTruncated where the log no longer holds that record."""
-        saved = await self.store.checkpoint(self.slot, self.partition)
-        if saved is None or saved.position == 0:
-            return
-        (stored,) = await self.broker.read_at(self.partition, [saved.position])
-        r = self.fold.open_envelope(stored)
-        if r is None or r.id.encode() != saved.anchor or not restore(self.fold, saved):
-            raise LogTruncated(
-                f"partition {self.partition} is not the one that {self.projection.name!r} was folded from: rebuild it"
-            )
+    async def load(self) -> bool:
+        """Go on where the store stopped; False where what it keeps is of other rules: it must be built anew.
 
-    async def run(self, end: int) -> Any:
-        """Fold up to `end`; yields how many records each page had."""
-        start: int | None = self.fold.position + 1
-        while start is not None and start < end:
-            page = await self.broker.read(self.partition, start, end=end)
-            for stored in page.records:
-                await self._take(stored)
-            self._unsaved += len(page.records)
-            if page.next is None or self._unsaved >= FLUSH:
-                await self._save()
-            yield len(page.records)
-            start = page.next
+        Raises LogTruncated where the log no longer holds what was folded.
+        """
+        for partition, fold in self.folds.items():
+            saved = await self.store.checkpoint(self.slot, partition)
+            if saved is None:
+                continue
+            if saved.anchor:
+                (stored,) = await self.broker.read_at(partition, [saved.position])
+                if codec.envelope(stored.value).id.encode() != saved.anchor:
+                    raise LogTruncated(
+                        f"partition {partition} holds another record at {saved.position} than the one that "
+                        f"{self.projection.name!r} was folded from: rebuild it"
+                    )
+            if not restore(fold, saved):
+                return False
+        return True
 
-    async def _take(self, stored: Stored) -> None:
-        folded = await fold_stored(self.broker, self.fold, stored)
-        if folded is None or folded.workflow is None:
+    async def advance(self, on_progress: Progress = _quiet) -> bool:
+        """Fold up to what is the log's end now. False when the slot is not this build's any more."""
+        ends = {p: end for p, end in (await self.broker.positions("end")).items() if self.folds[p].position < end - 1}
+        total = sum(end - 1 - self.folds[p].position for p, end in ends.items())
+        before = self.folded
+        for partition, end in ends.items():
+            start: int | None = self.folds[partition].position + 1
+            while start is not None and start < end:
+                page = await self.broker.read(partition, start, end=end)
+                for stored in page.records:
+                    await self._take(partition, stored)
+                self.folded += len(page.records)
+                self._unsaved += len(page.records)
+                start = page.next
+                if (start is None or self._unsaved >= FLUSH) and not await self._save(partition):
+                    return False
+                on_progress(min(self.folded - before, total), total)
+        return True
+
+    async def _take(self, partition: int, stored: Stored) -> None:
+        f = await fold_stored(self.broker, self.folds[partition], stored)
+        if f is None:
             return
-        rolled_back = isinstance(folded.envelope.fact, facts.RolledBack)
         if self.projection.scope == "ledger":
-            await self._apply(folded)
-        elif folded.verdict is Verdict.ADMITTED:
-            await (self._refold(folded.workflow) if rolled_back else self._apply(folded))
+            await self._apply(Record(partition, f.position, f.verdict, f.envelope, f.value))
+        elif f.verdict is Verdict.ADMITTED and f.workflow is not None:
+            if isinstance(f.envelope.fact, facts.RolledBack):
+                await self._refold(partition, f, f.workflow)
+            else:
+                await self._apply(Record(partition, f.position, f.verdict, f.envelope, f.value))
 
-    async def _apply(self, f: Folded) -> None:
-        record = Record(self.partition, f.position, f.verdict, f.envelope, f.value)
+    async def _apply(self, record: Record) -> None:
         key = self.projection.key(record)
-        if key is not None:
-            state = await self._state(key)
-            self._states[key] = self.projection.apply(self.projection.start() if state is None else state, record)
-
-    async def _state(self, key: str) -> Any:
+        if key is None:
+            return
         if key not in self._states:
             self._states[key] = await self.store.state(self.slot, key)
-        return self._states[key]
+        state = self._states[key]
+        self._states[key] = self.projection.apply(self.projection.start() if state is None else state, record)
 
-    async def _refold(self, w: Workflow) -> None:
+    async def _refold(self, partition: int, f: Folded, w: Workflow) -> None:
         """After a rollback: the workflow's state is the fold of its new path."""
-        from .history import read_workflow
-
-        history = await read_workflow(self.broker, w.correlation)
-        states: dict[str, Any] = {w.correlation: self.projection.start()}
+        positions = sorted({entry.ref[0] for entry in w.view.path} - {f.position})
+        raws = {f.position: f.value}
+        for i in range(0, len(positions), 500):
+            raws |= {s.position: s.value for s in await self.broker.read_at(partition, positions[i : i + 500])}
+        self._states[w.correlation] = self.projection.start()
         for entry in w.view.path:
-            assert entry.envelope is not None
-            record = Record(self.partition, entry.ref[0], Verdict.ADMITTED, entry.envelope, history.raw(entry))
-            key = self.projection.key(record)
-            if key is not None:
-                states[key] = self.projection.apply(states.get(key, self.projection.start()), record)
-        self._states.update(states)
+            raw = raw_of(raws[entry.ref[0]], entry.ref[1])
+            await self._apply(Record(partition, entry.ref[0], Verdict.ADMITTED, codec.envelope(raw), raw))
 
-    async def _save(self) -> None:
-        if not self.fold.last_id:
-            return
-        changed, gone = changes(self.fold, lambda w: False)
-        await self.store.save(
-            self.slot, self.partition, self.fold.position, self.fold.last_id.encode(), self._states, changed, gone
+    async def _save(self, partition: int) -> bool:
+        fold = self.folds[partition]
+        states = {key: self._encoded(key, state) for key, state in self._states.items()}
+        changed, gone = changes(fold, lambda w: False)
+        slot = await self.store.save(
+            self.slot, partition, fold.position, fold.last_id.encode(), states, changed, gone
         )
+        if slot is None:
+            return False
+        self.slot, self._unsaved = slot, 0
         self._states.clear()
-        self._unsaved = 0
+        return True
+
+    def _encoded(self, key: str, state: Any) -> bytes:
+        """A state must come back from the store as it went in, or a restart would change what it means."""
+        path = f"$.{self.projection.name}[{key!r}]"
+        raw = msgspec.json.encode(codec.to_json(state, path))
+        back = msgspec.json.decode(raw)
+        if back != state:
+            raise InvalidMessage(
+                f"the state is {state!r}, which JSON gives back as {back!r}", path=path,
+                remedy="let `apply` return dicts with str keys, lists, strings, numbers, booleans or None",
+            )  # fmt: skip
+        return raw
+
+
+__all__ = ["Lane", "catch_up", "follow", "rebuild"]
