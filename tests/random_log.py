@@ -7,8 +7,9 @@ from typing import Any
 
 import msgspec
 
+from refold.brokers.memory import MemoryBroker
 from refold.bus import codec, facts, ids, kinds
-from refold.bus.broker import Stored
+from refold.bus.broker import LogSpec, Stored
 from refold.bus.message import AgentMessage, Expected, Origin, Work
 from refold.bus.partition import partition_of
 from refold.projections.partition import listen
@@ -262,3 +263,27 @@ class RandomLog:
         other = next(n for i in range(1000) if partition_of(n := f"stray{i}", self.partitions) != self.partition)
         stray = self._message("task_request", correlation_id=other, receiver_id="a")
         self.records.append(Stored(position, other, codec.encode(stray), 1000.0 + position))
+
+
+async def written(log: RandomLog) -> MemoryBroker:
+    """The log as a broker: positions are the broker's own."""
+    broker = MemoryBroker()
+    await broker.ensure_log(LogSpec(partitions=log.partitions))
+    await broker.append_raw(log.partition, [(s.key, s.value) for s in log.records])
+    return broker
+
+
+def whole(log: RandomLog, records: list[Stored]) -> dict[str, Workflow]:
+    """Every workflow's fold from zero, with nothing frozen, parked or forgotten."""
+    folds, listeners = {n: Workflow(n) for n in log.names}, dict[str, tuple[str, ...]]()
+    for s in records:
+        if s.value == NO_RECORD:
+            continue
+        r = codec.envelope(s.value)
+        if r.message_type in kinds.PARTITION:
+            for agent, wanted in list(listen(listeners, r)):
+                for w in folds.values():
+                    w.view.claim(agent, wanted)
+        elif r.correlation_id in folds:
+            folds[r.correlation_id].admit(r, s.position, dict(listeners))
+    return folds

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import random
-from typing import Any
 
 import msgspec
 import pytest
-from random_log import NO_RECORD, RandomLog
+from random_log import RandomLog, whole, written
 
-from refold.brokers.memory import MemoryBroker
-from refold.bus import codec, kinds
-from refold.bus.broker import Checkpoint, LogSpec
+from refold.bus.broker import Checkpoint
 from refold.projections import partition as partition_module
 from refold.projections.checkpoint import changes, fold_stored, restore
 from refold.projections.frozen import thaw
@@ -27,30 +24,6 @@ def bare(w: Workflow) -> Workflow:
     path = [Entry(e.id, e.ref, e.obliges) for e in w.view.path]
     view = msgspec.structs.replace(w.view, path=path, news=[])
     return msgspec.structs.replace(w, view=view, whole=False, closed={})
-
-
-async def written(log: RandomLog) -> MemoryBroker:
-    """The log as a broker: positions are the broker's own."""
-    broker = MemoryBroker()
-    await broker.ensure_log(LogSpec(partitions=log.partitions))
-    await broker.append_raw(log.partition, [(s.key, s.value) for s in log.records])
-    return broker
-
-
-def whole(log: RandomLog, records: list[Any], names: list[str]) -> dict[str, Workflow]:
-    """Every workflow's fold from zero, with nothing frozen, parked or forgotten."""
-    folds, listeners = {n: Workflow(n) for n in names}, dict[str, tuple[str, ...]]()
-    for s in records:
-        if s.value == NO_RECORD:
-            continue
-        r = codec.envelope(s.value)
-        if r.message_type in kinds.PARTITION:
-            for agent, wanted in list(partition_module.listen(listeners, r)):
-                for w in folds.values():
-                    w.view.claim(agent, wanted)
-        elif r.correlation_id in folds:
-            folds[r.correlation_id].admit(r, s.position, dict(listeners))
-    return folds
 
 
 @pytest.mark.parametrize("seed", range(60))
@@ -81,14 +54,14 @@ def test_a_checkpoint_and_the_tail_equal_the_fold_from_zero(go, seed, monkeypatc
                     assert restore(again, msgspec.msgpack.decode(msgspec.msgpack.encode(saved), type=Checkpoint))
                     fold = again
             if i % 7 == 0 or i == len(records) - 1:
-                expected = whole(log, records[: i + 1], log.names)
+                expected = whole(log, records[: i + 1])
                 open_ = {n for n, w in expected.items() if w.last and not w.is_complete()}
                 assert {*fold.live, *fold.entries} == open_
                 for n in open_:
                     found = fold.live.get(n) or thaw(fold.entries[n])
                     assert bare(found) == bare(expected[n])
                     assert report(found) == report(expected[n])
-        for n, w in whole(log, records, log.names).items():
+        for n, w in whole(log, records).items():
             assert verdicts.get(n, {}).items() <= w.verdicts.items()
 
     go(main())
