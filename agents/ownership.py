@@ -8,10 +8,10 @@ import socket
 from typing import TYPE_CHECKING
 
 from ..bus import codec, facts, kinds
-from ..bus.broker import Appended, Assigned, Checkpoint, Fence, Item, Outgoing, Subscription
-from ..bus.errors import LogTruncated, PartitionLost, UndecodableRecord
+from ..bus.broker import Appended, Assigned, Fence, Item, Outgoing, Subscription
+from ..bus.errors import PartitionLost
 from ..bus.message import AgentMessage
-from ..projections.checkpoint import changes, restore
+from ..projections.checkpoint import changes, restore, verify_anchor
 from ..projections.frozen import peek
 from ..projections.partition import PartitionFold
 from .place import Place
@@ -63,27 +63,10 @@ async def _load(worker: Worker, partition: int) -> tuple[PartitionFold, bool]:
         checkpoint = await broker.checkpoint(group, partition)
         if checkpoint is None:
             continue
-        await _verify_anchor(worker, partition, checkpoint)
+        await verify_anchor(broker, partition, checkpoint)
         if restore(fold, checkpoint):
             return fold, group == worker.group
     return fold, False
-
-
-async def _verify_anchor(worker: Worker, partition: int, checkpoint: Checkpoint) -> None:
-    """The log must still hold the record that was folded last. Raises LogTruncated."""
-    if checkpoint.position <= 0 or not checkpoint.anchor:
-        return
-    try:
-        (stored,) = await worker.broker.read_at(partition, [checkpoint.position])
-        found = codec.envelope(stored.value).id
-    except (LogTruncated, UndecodableRecord):
-        found = "nothing"
-    if found != checkpoint.anchor.decode():
-        raise LogTruncated(
-            f"partition {partition} holds {found} at {checkpoint.position}, where {checkpoint.anchor.decode()} had "
-            "been folded: the log was truncated, restored or recreated. Compare it with its backup; to go on with "
-            "the log as it is, use another --group"
-        )
 
 
 async def save_checkpoint(worker: Worker, sub: Subscription, place: Place) -> bool:

@@ -8,6 +8,8 @@ import msgspec
 from msgspec import Struct
 
 from ..bus.broker import RULES, Broker, Checkpoint, Stored
+from ..bus.codec import envelope
+from ..bus.errors import LogTruncated, UndecodableRecord
 from ..bus.facts import Owner
 from ..bus.ids import record_key
 from .frozen import freeze
@@ -72,6 +74,23 @@ def changes(
     return changed, gone
 
 
+async def verify_anchor(broker: Broker, partition: int, checkpoint: Checkpoint) -> None:
+    """The log must still hold the record that was folded last. Raises LogTruncated."""
+    if checkpoint.position <= 0 or not checkpoint.anchor:
+        return
+    try:
+        (stored,) = await broker.read_at(partition, [checkpoint.position])
+        found = envelope(stored.value).id
+    except (LogTruncated, UndecodableRecord):
+        found = "nothing"
+    if found != checkpoint.anchor.decode():
+        raise LogTruncated(
+            f"partition {partition} holds {found} at {checkpoint.position}, where {checkpoint.anchor.decode()} had "
+            "been folded: the log was truncated, restored or recreated. Compare it with its backup; to go on with "
+            "the log as it is, use another --group"
+        )
+
+
 async def read_history(broker: Broker, correlation: str) -> list[Stored]:
     """Return all records of a workflow, and its partition's own."""
     records: list[Stored] = []
@@ -86,11 +105,11 @@ async def read_history(broker: Broker, correlation: str) -> list[Stored]:
 async def read_partition(
     broker: Broker, partition: int, on_progress: Callable[[int], None] = lambda folded: None
 ) -> PartitionFold:
-    """Return the fold of a partition as the log has it now: the newest checkpoint of any group, and the tail."""
+    """Return the fold of a partition as the log has it now: the newest checkpoint that fits it, and the tail."""
     fold = PartitionFold(partition, broker.meta.partitions)
     for group in await broker.checkpoint_groups(partition):
         checkpoint = await broker.checkpoint(group, partition)
-        if checkpoint is not None and restore(fold, checkpoint):
+        if checkpoint is not None and await _fits(broker, partition, checkpoint) and restore(fold, checkpoint):
             break
     start: int | None = fold.position + 1
     while start is not None:
@@ -100,6 +119,14 @@ async def read_partition(
         on_progress(len(page.records))
         start = page.next
     return fold
+
+
+async def _fits(broker: Broker, partition: int, checkpoint: Checkpoint) -> bool:
+    try:
+        await verify_anchor(broker, partition, checkpoint)
+    except LogTruncated:
+        return False
+    return True
 
 
 async def fold_stored(broker: Broker, fold: PartitionFold, stored: Stored) -> Folded | None:

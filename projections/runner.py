@@ -12,7 +12,7 @@ import msgspec
 from ..bus import codec, facts
 from ..bus.broker import Broker, Stored
 from ..bus.errors import ConfigError, InvalidMessage, LogTruncated, TryAgain
-from .checkpoint import changes, fold_stored, restore
+from .checkpoint import changes, fold_stored, restore, verify_anchor
 from .history import raw_of
 from .partition import Folded, PartitionFold
 from .projection import Projection, Record
@@ -140,13 +140,10 @@ class Build:
             saved = await self.store.checkpoint(self.slot, partition)
             if saved is None:
                 continue
-            if saved.anchor:
-                (stored,) = await self.broker.read_at(partition, [saved.position])
-                if codec.envelope(stored.value).id.encode() != saved.anchor:
-                    raise LogTruncated(
-                        f"partition {partition} holds another record at {saved.position} than the one that "
-                        f"{self.projection.name!r} was folded from: rebuild it"
-                    )
+            try:
+                await verify_anchor(self.broker, partition, saved)
+            except LogTruncated as error:
+                raise LogTruncated(f"{self.projection.name!r} must be rebuilt: {error}") from error
             if not restore(fold, saved):
                 return False
         return True
