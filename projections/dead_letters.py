@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 
 from msgspec import Struct
 
 from ..bus import codec, kinds
 from ..bus.broker import Broker
-from ..bus.errors import UndecodableRecord
+from ..bus.errors import NoSuchWorkflow
 from .history import History, read_workflow
 from .view import Handling
 
@@ -45,17 +46,23 @@ async def dead_letters(
                     workflows[stored.key] = None
             on_progress(done, total)
             start = page.next
-    found = [letter for w in workflows for letter in of(await read_workflow(broker, w))]
+    found: list[DeadLetter] = []
+    for workflow in workflows:
+        with contextlib.suppress(NoSuchWorkflow):  # its only record is a stray
+            found += of(await read_workflow(broker, workflow))
     return sorted(found, key=lambda d: d.time)
 
 
 def of(history: History) -> list[DeadLetter]:
-    """Return the dead letters of one workflow: those that hold their place, and outside requests that failed."""
+    """Return the dead letters of one workflow: those that hold their place, and outside requests that failed.
+
+    A request that a handling asked, here or in a parent workflow, is that handling's to deal with.
+    """
     v, out = history.workflow.view, []
     for h in v.all_handlings():
         q = v.requests.get(h.message)
         failed = bool(h.closed) and h.end in (kinds.DEAD_LETTERED, kinds.ERROR_REPORT) and not h.discarded
-        if h.key in v.holding or (failed and q is not None and q.asker is None):
+        if h.key in v.holding or (failed and q is not None and q.asker is None and q.origin is None):
             error, time = _reason(history, h)
             out.append(
                 DeadLetter(history.correlation, h.agent, h.message, h.kind, error, time, h.round, h.key in v.holding)
@@ -68,8 +75,5 @@ def _reason(history: History, h: Handling) -> tuple[str, float]:
         r = j.envelope
         ends = r.message_type in (kinds.DEAD_LETTERED, kinds.ERROR_REPORT)
         if ends and r.sender_id == h.agent and r.work is not None and r.work.message == h.message:
-            try:
-                return str(codec.payload(j.value)), j.time
-            except UndecodableRecord:
-                break
+            return str(codec.payload(j.value)), j.time
     return "", 0.0

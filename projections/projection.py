@@ -37,9 +37,12 @@ class Projection(Protocol):
 
     `scope` workflow: the key is the correlation id, `apply` sees the path of the workflow (admitted records, in order),
     and a rollback folds that workflow's state anew. `scope` ledger: `apply` sees every record with its verdict, in log
-    order, and nothing is ever taken back: for money, tokens, audit. `version` is yours: another one means that the
-    projection must be rebuilt. States are JSON values (dict, list, str, ...); `apply` returns the new one and must be
-    pure: no clock, no network, no randomness.
+    order, and nothing is ever taken back: for money, tokens, audit. Records of different partitions have no common
+    order: a ledger whose key is met in several of them must not depend on it (sums, counts, sets).
+
+    `version` is yours: a higher one means that the states must be built anew. States are JSON values (dicts with str
+    keys, lists, str, ...; what JSON would change, as a tuple, is refused); None is as good as no state. `apply` returns
+    the new state, leaves the old one as it was, and must be pure: no clock, no network, no randomness.
     """
 
     name: str

@@ -7,11 +7,15 @@ import pytest
 from refold.brokers.memory import MemoryBroker
 from refold.bus import codec, facts, kinds
 from refold.bus.broker import Checkpoint, LogSpec, Presence
-from refold.bus.message import AgentMessage, Work
+from refold.bus.message import AgentMessage, Origin, Work
 from refold.projections.checkpoint import HEAD, changes, read_partition
+from refold.projections.costs import Costs, costs
+from refold.projections.dead_letters import dead_letters
 from refold.projections.history import read_workflow
 from refold.projections.overview import overview
+from refold.projections.runner import catch_up
 from refold.projections.status import Status
+from refold.projections.store import ProjectionStore
 from refold.projections.timeline import attempts, timeline
 
 W = "w"
@@ -178,5 +182,60 @@ def test_a_checkpoint_that_does_not_fit_the_log_is_not_believed(go, log):
         for anchor, rows in ((fold.last_id.encode(), 0), (b"another", 1)):
             log.broker.log.checkpoints["g", 0] = Checkpoint(fold.position, anchor, {HEAD: changed[HEAD]})
             assert len((await overview(log.broker)).rows) == rows
+
+    go(main())
+
+
+def test_dead_letters_are_what_nobody_else_deals_with(go, log):
+    async def main():
+        await log.own(1, "a", "b")
+        note = await log.put("note", "client", to="b")
+        await log.work(kinds.DEAD_LETTERED, note, 1, sender="b", done=True, payload="boom", fact=facts.DeadLettered())
+        outside = await log.put(kinds.TASK_REQUEST, "client", to="a", asked=True)
+        inside = await log.work(kinds.TASK_REQUEST, outside, 2, "1", to="b", asked=True, fact=facts.Call())
+        ends = {"done": True, "fact": facts.Call(), "to": "*"}
+        await log.work(
+            kinds.ERROR_REPORT, inside, 3, sender="b", in_reply_to=inside.id, payload="inner", **ends
+        )
+        await log.work(kinds.ERROR_REPORT, outside, 2, in_reply_to=outside.id, payload="outer", **ends)
+        child = await log.put(
+            kinds.TASK_REQUEST, "x", key="child", to="a", asked=True, origin=Origin(workflow="parent", id="s")
+        )
+        work = Work(message=child.id, writer=f"{log.owner}#9", done=True)
+        await log.put(kinds.ERROR_REPORT, key="child", work=work, generation=0, in_reply_to=child.id, payload="c")
+        await log.broker.append_raw(0, [("gone", b'"dead_lettered"')])
+        told = []
+        found = await dead_letters(log.broker, lambda done, of: told.append((done, of)))
+        assert [(d.agent, d.message, d.kind, d.error, d.holds) for d in found] == [
+            ("b", note.id, "note", "boom", True), ("a", outside.id, "task_request", "outer", False),
+        ]  # fmt: skip
+        assert told == [(10, 10)]
+        redriven = facts.Redriven(agent="a", message=outside.id)
+        await log.put(kinds.REDRIVEN, "person", fact=redriven)
+        await log.put(kinds.DISCARDED, "person", fact=facts.Discarded(agent="b", message=note.id))
+        assert await dead_letters(log.broker) == []
+
+    go(main())
+
+
+def test_a_bill_counts_every_call_once_whatever_became_of_the_path(go, log, tmp_path):
+    async def main():
+        await log.own(1, "a")
+        ask = await log.put(kinds.TASK_REQUEST, "client", to="a", asked=True)
+
+        def paid(effect, euros, **fields):
+            return facts.EffectCompleted(effect=effect, name="call", cost={"eur": euros}, **fields)
+
+        first = await log.work(kinds.EFFECT_COMPLETED, ask, 1, "1", fact=paid("e1", 0.25))
+        await log.broker.append_raw(0, [(W, codec.encode(first))])
+        await log.work(kinds.EFFECT_COMPLETED, ask, 2, "1", fact=paid("e1", 0.25))
+        await log.work(kinds.EFFECT_FAILED, ask, 1, "2", fact=facts.EffectFailed(effect="e2", name="call"))
+        await log.work(kinds.EFFECT_COMPLETED, ask, 1, "2", fact=paid("e2", 1.0))
+        await log.work(kinds.EFFECT_COMPLETED, ask, 1, "3", fact=facts.EffectCompleted(effect="n", name="now"))
+        bill = {W: {"recorded": 3, "failed": 1, "beside": 1, "cost": {"eur": 1.5}}}
+        assert await costs(log.broker) == bill
+        async with ProjectionStore.open(tmp_path / "p.db", "log") as store:
+            await catch_up(log.broker, store, Costs())
+            assert dict(await store.items("costs")) == bill
 
     go(main())
