@@ -81,21 +81,25 @@ class Surveyed(Struct, frozen=True):
     more: bool
 
 
-class Analyze(Struct, frozen=True):
-    """To an analyzer, in a workflow of its own. `objections` are those of the validator; `sabotage` plants an error."""
-
-    root: str
-    module: Module
-    objections: list[str] = field(default_factory=list)
-    sabotage: bool = False
-
-
 class Opinion(Struct, frozen=True):
     """What the provider thinks of a module: a score (0 to 100), a sentence, the price in millionths of a dollar."""
 
     score: int
     summary: str
     price: int
+
+
+class Analyze(Struct, frozen=True):
+    """To an analyzer, in a workflow of its own: count a module, and buy an opinion unless there is one.
+
+    `objections` are why the validator sent it back; `sabotage` plants one wrong number.
+    """
+
+    root: str
+    module: Module
+    objections: list[str] = field(default_factory=list)
+    opinion: Opinion | None = None
+    sabotage: bool = False
 
 
 class Analysis(Struct, frozen=True):
@@ -107,7 +111,7 @@ class Analysis(Struct, frozen=True):
     opinion: Opinion
 
 
-class Write(Struct, frozen=True):
+class Write(Struct, frozen=True, tag=True):
     """To the writer: one section of the report, into the folder `out`."""
 
     out: str
@@ -123,7 +127,7 @@ class Section(Struct, frozen=True):
     digest: str
 
 
-class Assemble(Struct, frozen=True):
+class Assemble(Struct, frozen=True, tag=True):
     """To the writer: the report of these sections; `unreadable` are modules that nobody could parse."""
 
     out: str
@@ -132,18 +136,20 @@ class Assemble(Struct, frozen=True):
     unreadable: list[Module]
 
 
-class Check(Struct, frozen=True):
-    """To the validator: count again what a section says of these modules."""
+class Check(Struct, frozen=True, tag=True):
+    """To the validator: count again what a section, in the folder `out`, says of these modules."""
 
     root: str
-    file: str
+    out: str
+    section: Section
     modules: list[Module]
 
 
-class CheckReport(Struct, frozen=True):
-    """To the validator: the report must hold every section, each module once, and right sums."""
+class CheckReport(Struct, frozen=True, tag=True):
+    """To the validator: the report `file` in `out` must hold every section, each module once, and right sums."""
 
     root: str
+    out: str
     file: str
     sections: list[Section]
     unreadable: list[Module]
