@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any
 
 from ..bus import facts
 from ..bus.broker import Broker
@@ -23,7 +23,7 @@ class Costs:
 
     name = "costs"
     version = 1
-    scope: Literal["workflow", "ledger"] = "ledger"
+    scope = "ledger"
 
     def start(self) -> dict[str, Any]:
         """Return an empty bill."""

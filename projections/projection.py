@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from functools import cached_property
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 from ..bus import codec
 from ..bus.message import AgentMessage, Envelope
 from .verdict import Verdict
+
+SCOPES = ("workflow", "ledger")
 
 
 class Record:
@@ -45,9 +47,20 @@ class Projection(Protocol):
     the new state, leaves the old one as it was, and must be pure: no clock, no network, no randomness.
     """
 
-    name: str
-    version: int
-    scope: Literal["workflow", "ledger"]
+    @property
+    def name(self) -> str:
+        """What its states are found by in a store."""
+        ...
+
+    @property
+    def version(self) -> int:
+        """A higher one: build the states anew."""
+        ...
+
+    @property
+    def scope(self) -> str:
+        """SCOPES: workflow or ledger."""
+        ...
 
     def start(self) -> Any:
         """Return the state before the first record."""

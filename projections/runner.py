@@ -15,7 +15,7 @@ from ..bus.errors import ConfigError, InvalidMessage, LogTruncated, TryAgain
 from .checkpoint import changes, fold_stored, restore, verify_anchor
 from .history import raw_of
 from .partition import Folded, PartitionFold
-from .projection import Projection, Record
+from .projection import SCOPES, Projection, Record
 from .store import ProjectionStore, Slot
 from .verdict import Verdict
 from .workflow import Workflow
@@ -125,6 +125,8 @@ class Build:
     """One slot of a projection: its folds and what is not saved yet."""
 
     def __init__(self, broker: Broker, store: ProjectionStore, projection: Projection, slot: Slot) -> None:
+        if projection.scope not in SCOPES:
+            raise ConfigError(f"{projection.name!r} has scope {projection.scope!r}: it must be {' or '.join(SCOPES)}")
         self.broker, self.store, self.projection, self.slot = broker, store, projection, slot
         self.folds = {p: PartitionFold(p, broker.meta.partitions) for p in range(broker.meta.partitions)}
         self.folded = 0

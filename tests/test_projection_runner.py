@@ -325,3 +325,16 @@ def test_a_ledger_sees_records_of_the_partition_itself(go, tmp_path):
         assert owners > 0
 
     go(main())
+
+
+def test_a_scope_that_does_not_exist_is_refused(go, tmp_path):
+    class Misspelt(Audit):
+        scope = "leger"
+
+    async def main():
+        it = await logs(1)
+        async with ProjectionStore.open(tmp_path / "p.db", "log") as store:
+            with pytest.raises(ConfigError, match="'leger': it must be workflow or ledger"):
+                await catch_up(it.broker, store, Misspelt())
+
+    go(main())
