@@ -61,7 +61,7 @@ def of(history: History) -> list[DeadLetter]:
     v, out = history.workflow.view, []
     for h in v.all_handlings():
         q = v.requests.get(h.message)
-        failed = bool(h.closed) and h.end in (kinds.DEAD_LETTERED, kinds.ERROR_REPORT) and not h.discarded
+        failed = bool(h.closed) and h.end in (kinds.DEAD_LETTERED, kinds.ERROR_REPORT)
         if h.key in v.holding or (failed and q is not None and q.asker is None and q.origin is None):
             error, time = _reason(history, h)
             out.append(

@@ -75,9 +75,10 @@ def test_a_point_of_the_past_never_changes(go, seed):
     go(main())
 
 
-def test_every_way_to_name_a_point(go):
+@pytest.mark.parametrize("seed", [7, 11, 12])
+def test_every_way_to_name_a_point(go, seed):
     async def main():
-        log = RandomLog(7, workflows=1)
+        log = RandomLog(seed, workflows=1)
         log.grow(120)
         broker = await written(log)
         history = await read_workflow(broker, log.names[0])
@@ -89,7 +90,8 @@ def test_every_way_to_name_a_point(go):
         assert history.path(entry.id) == w.view.path
         lost = next(e for e in w.closed[0] if e.id not in w.view.at)
         assert history.path(lost.id)[-1] == lost
-        for entry in w.view.path:
+        for version, entry in enumerate(w.view.path, 1):
+            assert history.path(entry.id) == w.view.path[:version]
             assert codec.envelope(history.raw(entry)) == entry.envelope
         assert history.path(0.0) == []
         assert history.path("2001-01-01T00:00:00+00:00") == []
