@@ -24,6 +24,8 @@ FLUSH = 20_000
 """Records after which states and position are written, while there is more to read."""
 LOOK = 0.2
 """Seconds between two looks at the log's end while following it."""
+MANY = 500
+"""Records that are read by position in one go."""
 PATIENCE = 5.0
 """Longest wait (seconds) before a log or store that could not be reached is tried again."""
 
@@ -159,8 +161,7 @@ class Build:
             start: int | None = self.folds[partition].position + 1
             while start is not None and start < end:
                 page = await self.broker.read(partition, start, end=end)
-                for stored in page.records:
-                    await self._take(partition, stored)
+                await self._take(partition, page.records)
                 self.folded += len(page.records)
                 self._unsaved += len(page.records)
                 start = page.next
@@ -169,37 +170,41 @@ class Build:
                 on_progress(min(self.folded - before, total), total)
         return True
 
-    async def _take(self, partition: int, stored: Stored) -> None:
-        f = await fold_stored(self.broker, self.folds[partition], stored)
-        if f is None:
-            return
-        if self.projection.scope == "ledger":
-            await self._apply(Record(partition, f.position, f.verdict, f.envelope, f.value))
-        elif f.verdict is Verdict.ADMITTED and f.workflow is not None:
-            if isinstance(f.envelope.fact, facts.RolledBack):
-                await self._refold(partition, f, f.workflow)
-            else:
-                await self._apply(Record(partition, f.position, f.verdict, f.envelope, f.value))
+    async def _take(self, partition: int, page: list[Stored]) -> None:
+        """Fold a page, then let what the verdicts say change the states, which are read in one go."""
+        told: list[Record] = []
+        for stored in page:
+            f = await fold_stored(self.broker, self.folds[partition], stored)
+            if f is None:
+                continue
+            if self.projection.scope == "ledger":
+                told.append(Record(partition, f.position, f.verdict, f.envelope, f.value))
+            elif f.verdict is Verdict.ADMITTED and f.workflow is not None:
+                if isinstance(f.envelope.fact, facts.RolledBack):
+                    told = [r for r in told if r.envelope.correlation_id != f.workflow.correlation]
+                    self._states[f.workflow.correlation] = self.projection.start()
+                    told += await self._path(partition, f, f.workflow)
+                else:
+                    told.append(Record(partition, f.position, f.verdict, f.envelope, f.value))
+        await self._apply([(key, r) for r in told if (key := self.projection.key(r)) is not None])
 
-    async def _apply(self, record: Record) -> None:
-        key = self.projection.key(record)
-        if key is None:
-            return
-        if key not in self._states:
-            self._states[key] = await self.store.state(self.slot, key)
-        state = self._states[key]
-        self._states[key] = self.projection.apply(self.projection.start() if state is None else state, record)
+    async def _apply(self, told: list[tuple[str, Record]]) -> None:
+        self._states |= await self.store.states(self.slot, {key for key, _ in told} - set(self._states))
+        for key, record in told:
+            state = self._states.get(key)
+            self._states[key] = self.projection.apply(self.projection.start() if state is None else state, record)
 
-    async def _refold(self, partition: int, f: Folded, w: Workflow) -> None:
-        """After a rollback: the workflow's state is the fold of its new path."""
+    async def _path(self, partition: int, f: Folded, w: Workflow) -> list[Record]:
+        """Return the workflow's path after a rollback: its state is folded from it anew."""
         positions = sorted({entry.ref[0] for entry in w.view.path} - {f.position})
         raws = {f.position: f.value}
-        for i in range(0, len(positions), 500):
-            raws |= {s.position: s.value for s in await self.broker.read_at(partition, positions[i : i + 500])}
-        self._states[w.correlation] = self.projection.start()
+        for i in range(0, len(positions), MANY):
+            raws |= {s.position: s.value for s in await self.broker.read_at(partition, positions[i : i + MANY])}
+        path = []
         for entry in w.view.path:
             raw = raw_of(raws[entry.ref[0]], entry.ref[1])
-            await self._apply(Record(partition, entry.ref[0], Verdict.ADMITTED, codec.envelope(raw), raw))
+            path.append(Record(partition, entry.ref[0], Verdict.ADMITTED, codec.envelope(raw), raw))
+        return path
 
     async def _save(self, partition: int) -> bool:
         fold = self.folds[partition]

@@ -32,6 +32,8 @@ TABLES = (
     "CREATE TABLE IF NOT EXISTS folds(slot INTEGER, partition INTEGER, k BLOB, v BLOB NOT NULL,"
     " PRIMARY KEY(slot, partition, k)) WITHOUT ROWID",
 )
+MANY = 500
+"""Keys that are read in one go."""
 LIVE = "(SELECT slot FROM slots WHERE projection = ? AND live)"
 
 Statement = tuple[str, list[tuple[Any, ...]] | None]
@@ -165,10 +167,15 @@ class ProjectionStore:
             ],
         )
 
-    async def state(self, slot: Slot, key: str) -> Any:
-        """Return a slot's state of a key, None where there is none."""
-        rows = await self._read("SELECT value FROM states WHERE slot = ? AND key = ?", slot.number, key)
-        return msgspec.json.decode(rows[0][0]) if rows else None
+    async def states(self, slot: Slot, keys: Collection[str]) -> dict[str, Any]:
+        """Return a slot's states of those keys that have one."""
+        wanted, found = list(keys), dict[str, Any]()
+        for i in range(0, len(wanted), MANY):
+            some = wanted[i : i + MANY]
+            sql = f"SELECT key, value FROM states WHERE slot = ? AND key IN ({', '.join('?' * len(some))})"
+            rows = await self._read(sql, slot.number, *some)
+            found |= {key: msgspec.json.decode(value) for key, value in rows}
+        return found
 
     async def count(self, slot: Slot) -> int:
         """Return how many states a slot has."""
