@@ -3,62 +3,94 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Any
+import time
+from typing import TYPE_CHECKING, Any
 
 import typer
 
 from . import exits
-from .look import opened
-from .output import as_json, console, table
+from .opening import opened
+from .output import as_json, progress, say, table
 from .settings import BrokerOption, JsonOption, broker_url
 
+if TYPE_CHECKING:
+    from ..bus.broker import Broker, Health, Member
+    from ..projections.overview import Overview
+
 PARTITIONS_PER_WORKER = 64
+STARTING = 10.0
+"""Seconds that a worker may take to own partitions and to say so."""
+ADVICE = frozenset({"sqlite", "write-ahead log", "worker"})
+"""Checks whose failure is said and does not make the log unwell."""
+
+Check = dict[str, Any]
 
 
 def doctor(broker: BrokerOption = None, json: JsonOption = False) -> None:
-    """Look at the log, its settings and its workers; says what to do about what is wrong. Exit code 1 where something
-    must be done."""
-    found = asyncio.run(_look(broker))
+    """Look at the log, its settings and its workers, and say what to do. Exit code 1 where something must be done."""
+
+    async def main() -> tuple[Health, list[Check]]:
+        async with opened(broker) as log:
+            with progress("reading the log", quiet=json) as update:
+                return await log.health(), await _checks(log, update)
+
+    health, found = asyncio.run(main())
+    checks = [_check(*c) for c in health.checks] + found
+    ok = health.ok and all(c["ok"] or c["check"] in ADVICE for c in checks)
     if json:
-        as_json(found)
+        as_json({"ok": ok, "durability": health.durability, "why": health.why, "checks": checks})
     else:
-        table("", ("", "check", "found", "what to do"), (_row(c) for c in found["checks"]))
-        console.print(f"\n{broker_url(broker)}: durability {found['durability']} ({found['why']})")
-    if not found["ok"]:
+        rows = (("ok" if c["ok"] else "!!", c["check"], c["found"], "" if c["ok"] else c["remedy"]) for c in checks)
+        table("", ("", "check", "found", "what to do"), rows)
+        say(f"\n{broker_url(broker)}: durability {health.durability} ({health.why})")
+    if not ok:
         raise typer.Exit(exits.FAILED)
 
 
-def _row(check: dict[str, Any]) -> tuple[str, str, str, str]:
-    ok = check["ok"]
-    return "ok" if ok else "!!", check["check"], check["found"], "" if ok else check["remedy"]
-
-
-async def _look(url: str | None) -> dict[str, Any]:
-    async with opened(url) as log:
-        health, members = await log.health(), await log.members()
-        checks = [_check(*c) for c in health.checks]
-        ends = await log.positions("end")
-        records = sum(end - 1 for end in ends.values())
-        checks.append(_check("log", True, f"{log.meta.partitions} partitions, {records} records", ""))
-        by_group: dict[str, set[int]] = {}
-        for m in members:
-            by_group.setdefault(m.presence.group, set()).update(m.presence.partitions)
-            many = len(m.presence.partitions) > PARTITIONS_PER_WORKER
-            text = f"{m.presence.member}: {len(m.presence.partitions)} partitions"
-            checks.append(_check("worker", not many, text, "start more workers of its group"))
-        for group, owned in by_group.items():
-            committed = await log.positions("committed", group)
-            lag = max(max(0, ends[p] - max(committed[p], 1)) for p in ends)
-            free = log.meta.partitions - len(owned)
-            text = f"{group}: {len(owned)} partitions owned, checkpoint at most {lag} records behind"
-            checks.append(_check("group", free == 0, text, "wait for a takeover, or look at its workers' logs"))
-        if not members:
-            checks.append(_check("workers", True, "none is running", ""))
-        return {
-            "ok": health.ok and all(c["ok"] for c in checks if c["check"] in ("file", "integrity", "space", "group")),
-            "durability": health.durability, "why": health.why, "checks": checks,
-        }  # fmt: skip
-
-
-def _check(name: str, ok: bool, found: str, remedy: str) -> dict[str, Any]:
+def _check(name: str, ok: bool, found: str, remedy: str = "") -> Check:
     return {"check": name, "ok": ok, "found": found, "remedy": remedy}
+
+
+async def _checks(log: Broker, update: Any) -> list[Check]:
+    from ..projections.overview import overview
+
+    members, found = await log.members(), await overview(log, update)
+    ends = await log.positions("end")
+    records = sum(end - 1 for end in ends.values())
+    checks = [_check("log", True, f"{log.meta.partitions} partitions, {records} records"), *_records(found)]
+    checks += [_worker(m) for m in members]
+    if not members:
+        checks.append(_check("worker", True, "none is running"))
+    for group in sorted({m.presence.group for m in members}):
+        checks.append(await _group(log, group, members, ends))
+    return checks
+
+
+def _records(found: Overview) -> list[Check]:
+    blocked = [r.workflow for r in found.rows if r.blocked]
+    return [
+        _check(
+            "records", not found.undecodable, f"{found.undecodable} cannot be decoded",
+            "some other program writes here: they are skipped, `refold tail` shows the newest",
+        ),
+        _check(
+            "partitions", not found.strays, f"{found.strays} records are in the wrong one",
+            "a foreign producer partitions otherwise: a worker forwards them, start one",
+        ),
+        _check("workflows", not blocked, f"{len(found.rows)} open, {len(blocked)} blocked", "`refold ps` says by what"),
+    ]  # fmt: skip
+
+
+def _worker(m: Member) -> Check:
+    p = m.presence
+    text = f"{p.member}: {', '.join(p.agents)}; {len(p.partitions)} partitions"
+    return _check("worker", len(p.partitions) <= PARTITIONS_PER_WORKER, text, "start more workers of its group")
+
+
+async def _group(log: Broker, group: str, members: list[Member], ends: dict[int, int]) -> Check:
+    owned = {p for m in members if m.presence.group == group for p in m.presence.partitions}
+    committed = await log.positions("committed", group)
+    lag = max((max(0, end - max(committed[p], 1)) for p, end in ends.items()), default=0)
+    text = f"{group}: owns {len(owned)} of {len(ends)} partitions, checkpoint at most {lag} records behind"
+    young = any(time.time() - m.presence.started < STARTING for m in members if m.presence.group == group)
+    return _check("group", young or len(owned) == len(ends), text, "wait for a takeover, or look at its workers' lines")

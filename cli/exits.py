@@ -23,13 +23,13 @@ MEANING = {
     USAGE: "the command line is wrong",
     NOT_FOUND: "no such workflow or agent",
     NO_LOG: "there is no log here",
-    TIMEOUT: "no answer in time; the request stays in the log",
+    TIMEOUT: "no answer in time, the request stays in the log",
     UNAVAILABLE: "the log is locked, full or cannot be reached: try again",
     REFUSED: "the workflow's rules, or those of messages, refuse it",
     CONFIG: "settings that cannot work",
     USER_CODE: "your module cannot be loaded",
-    INTERNAL: "a bug of refold, or a worker that was stalled",
-    INTERRUPTED: "Ctrl-C",
+    INTERNAL: "a worker that was stalled, or something unexpected",
+    INTERRUPTED: "Ctrl-C (a worker that ends its work first: 0)",
 }
 
 _BY_ERROR: tuple[tuple[type[Exception], int], ...] = (
@@ -52,4 +52,5 @@ def code_of(error: Exception) -> int:
 
 def epilog() -> str:
     """Return the codes as text for `--help`."""
-    return "Exit codes: " + ", ".join(f"{code} {text}" for code, text in MEANING.items()) + "."
+    codes = "; ".join(f"[bold]{code}[/] {text}" for code, text in MEANING.items())
+    return f"Exit codes: {codes}.\n\nWith --json, an error is one line of JSON on standard error."

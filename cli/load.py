@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import os
 import sys
-import traceback
+import sysconfig
 from collections.abc import Iterable
 from difflib import get_close_matches
 from pathlib import Path
+from traceback import walk_tb
 from types import ModuleType
 from typing import Any, NamedTuple
 
 from ..agents.agent import Agent
 from ..bus.errors import YourBug
+
+ROOMS = ("agents", "brokers", "bus", "cli", "projections")
+NOT_THEIRS = ("importlib", "_frozen_importlib", *(f"{__package__.partition('.')[0]}.{r}." for r in ROOMS))
+"""Modules that stand between us and the user's own code in a traceback."""
 
 
 class LoadError(YourBug):
@@ -77,15 +83,7 @@ def load_module(target: str) -> tuple[ModuleType, str | None, str]:
 
 def _import(name: str, path: Path | None) -> ModuleType:
     try:
-        if path is None:
-            return importlib.import_module(name)
-        spec = importlib.util.spec_from_file_location(name, path)
-        assert spec is not None
-        assert spec.loader is not None
-        module = importlib.util.module_from_spec(spec)
-        sys.modules[name] = module
-        spec.loader.exec_module(module)
-        return module
+        return importlib.import_module(name) if path is None else _execute(name, path)
     except SyntaxError as error:
         raise LoadError(f"{error.filename}:{error.lineno}: syntax error: {error.msg}") from error
     except ModuleNotFoundError as error:
@@ -95,16 +93,35 @@ def _import(name: str, path: Path | None) -> ModuleType:
                 "current folder and the installed packages)"
             ) from error
         raise LoadError(f"{_where(error)}: {error}; install it, or correct the import") from error
+    except SystemExit as error:
+        raise LoadError(
+            f"{_where(error)}: the module ends the program while it is imported; put what starts it under "
+            "if __name__ == '__main__':"
+        ) from error
     except Exception as error:
-        raise LoadError(f"{_where(error)}: {type(error).__name__}: {error}") from error
+        relative = "; name it as MODULE, from the folder above its package" if "relative import" in str(error) else ""
+        raise LoadError(f"{_where(error)}: {type(error).__name__}: {error}{relative}") from error
+
+
+def _execute(name: str, path: Path) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    spec.loader.exec_module(module)
+    return module
 
 
 def _where(error: BaseException) -> str:
     """Return file:line of the user's code in which an import failed."""
-    frames = traceback.extract_tb(error.__traceback__)
-    ours = str(Path(__file__).parent)
-    own = [f for f in frames if "importlib" not in f.filename and not f.filename.startswith(ours)]
-    return f"{own[-1].filename}:{own[-1].lineno}" if own else "your module"
+    frames = [(f.f_globals.get("__name__", ""), f.f_code.co_filename, n) for f, n in walk_tb(error.__traceback__)]
+    own = [(file, line) for name, file, line in frames if not name.startswith(NOT_THEIRS) and not _installed(file)]
+    return f"{own[-1][0]}:{own[-1][1]}" if own else "your module"
+
+
+def _installed(file: str) -> bool:
+    return any(file.startswith(sysconfig.get_path(kind) + os.sep) for kind in ("stdlib", "purelib", "platlib"))
 
 
 def find(module: ModuleType, attr: str, target: str) -> Any:

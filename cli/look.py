@@ -1,37 +1,28 @@
-"""Reading commands: `ps`, `show`, `state`, `tail`. They never create a file."""
+"""Reading commands: `ps`, `show`, `state`. They never create a file."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .output import ago, as_json, clock, console, progress, table
-from .settings import BrokerOption, JsonOption, broker_url
+from .opening import opened
+from .output import ago, as_json, clock, console, progress, say, table
+from .settings import BrokerOption, JsonOption
 
 if TYPE_CHECKING:
-    from ..bus.broker import Broker, Member
+    from ..bus.broker import Member
     from ..projections.overview import Overview, Row
     from ..projections.status import Wait
 
 Id = Annotated[str, typer.Argument(metavar="ID", help="The workflow's id (correlation id).")]
 
 
-@asynccontextmanager
-async def opened(url: str | None) -> AsyncIterator[Broker]:
-    """Open a log that is there. Raises LogMissing."""
-    from ..brokers import open_broker
-
-    async with open_broker(broker_url(url)) as broker:
-        await broker.ensure_log(create=False)
-        yield broker
-
-
 def ps(broker: BrokerOption = None, json: JsonOption = False) -> None:
     """List who works, and the workflows that are open."""
+
+    import time
 
     async def main() -> tuple[Overview, list[Member]]:
         from ..projections.overview import overview
@@ -53,11 +44,22 @@ def ps(broker: BrokerOption = None, json: JsonOption = False) -> None:
         empty="no worker is running",
     )  # fmt: skip
     console.print()
+    now = time.time()
     table(
-        "open workflows", ("workflow", "status", "records", "agents", "why"),
-        ((r.workflow, r.status, r.version, ", ".join(r.agents), _why(r)) for r in found.rows),
+        "open workflows", ("workflow", "status", "for", "records", "agents", "why"),
+        ((r.workflow, r.status, ago(now - r.since), r.version, ", ".join(r.agents), _why(r)) for r in found.rows),
         empty="no workflow is open",
     )  # fmt: skip
+    say("; ".join(_rest(found)))
+
+
+def _rest(found: Overview) -> list[str]:
+    lines = [f"{found.completed} completed workflows are remembered"]
+    if found.undecodable:
+        lines.append(f"{found.undecodable} records cannot be decoded and are skipped")
+    if found.strays:
+        lines.append(f"{found.strays} records are in the wrong partition and wait to be forwarded")
+    return lines
 
 
 def _presence(m: Member) -> dict[str, Any]:
@@ -103,9 +105,9 @@ def show(
     if json:
         as_json({"workflow": id, "report": state, "records": moments, "attempts": tries})
         return
-    console.print(f"workflow {id}: [bold]{state.status}[/], {len(moments)} records, generation {state.generation}")
+    say(f"workflow {id}: {state.status}, {len(moments)} records, generation {state.generation}")
     for line in [*state.blocked, *state.unclaimed, *map(_wait, state.waits)]:
-        console.print(f"  {line}")
+        say(f"  {line}")
     console.print()
     rows = (
         (
@@ -140,68 +142,3 @@ def state(
         as_json(found)
     else:
         console.print_json(data=found)
-
-
-def tail(
-    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on with what comes.")] = False,
-    lines: Annotated[int, typer.Option("--lines", "-n", min=0, help="How many of the newest records.")] = 20,
-    workflow: Annotated[str | None, typer.Option("--id", help="Only this workflow.")] = None,
-    broker: BrokerOption = None, json: JsonOption = False,
-) -> None:  # fmt: skip
-    """Print the newest records of the log."""
-    asyncio.run(_tail(broker, follow, lines, workflow, _line_json if json else _line))
-
-
-async def _tail(url: str | None, follow: bool, lines: int, workflow: str | None, show: Callable[..., None]) -> None:
-    async with opened(url) as log:
-        ends = await log.positions("end")
-        newest = []
-        for partition, end in ends.items():
-            start: int | None = max(1, end - (lines if workflow is None else end))
-            while start is not None and start < end:
-                page = await log.read(partition, start, end=end)
-                newest += [(s, partition) for s in page.records if workflow is None or s.key == workflow]
-                start = page.next
-        for stored, partition in sorted(newest, key=lambda f: f[0].time)[-lines or len(newest) :]:
-            show(partition, stored)
-        while follow:
-            fresh = []
-            for partition, end in (await log.positions("end")).items():
-                while ends[partition] < end:
-                    page = await log.read(partition, ends[partition], end=end)
-                    fresh += [(s, partition) for s in page.records if workflow is None or s.key == workflow]
-                    ends[partition] = page.next or end
-            for stored, partition in sorted(fresh, key=lambda f: f[0].time):
-                show(partition, stored)
-            await asyncio.sleep(0.2)
-
-
-def _line(partition: int, stored: Any) -> None:
-    from ..bus import codec
-    from ..bus.errors import UndecodableRecord
-
-    where = f"{partition}:{stored.position}"
-    try:
-        r = codec.envelope(stored.value)
-    except UndecodableRecord as error:
-        console.print(f"{clock(stored.time)} {where:>8} undecodable: {error}", markup=False)
-        return
-    step = f" step {r.work.step}" if r.work is not None and r.work.step else ""
-    about = getattr(r.fact, "name", "") or getattr(r.fact, "error", "")
-    console.print(
-        f"{clock(stored.time)} {where:>8} {stored.key or '(partition)'}  {r.sender_id} -> {r.receiver_id}  "
-        f"{r.message_type}{step} {about}", markup=False, soft_wrap=True,
-    )  # fmt: skip
-
-
-def _line_json(partition: int, stored: Any) -> None:
-    import orjson
-
-    try:
-        record = orjson.loads(stored.value)
-    except ValueError:
-        record = {"undecodable": stored.value.hex()}
-    as_json({"partition": partition, "position": stored.position, "time": stored.time, "record": record})
-
-
-__all__ = ["ago", "opened", "ps", "show", "state", "tail"]

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from ..bus.errors import ConfigError
-from .output import as_json, console
+from .output import as_json, say
 from .settings import JsonOption
 
 NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]*")
@@ -110,11 +110,14 @@ def new(
         "pyproject.toml": PYPROJECT.format(name=folder.name),
         ".gitignore": "*.db\n*.db-*\n__pycache__/\n",
     }
-    folder.mkdir(parents=True)
-    for file, text in files.items():
-        (folder / file).write_text(text, encoding="utf-8")
+    try:
+        folder.mkdir(parents=True)
+        for file, text in files.items():
+            (folder / file).write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"{folder} cannot be made: {error}") from error
     if json:
         as_json({"folder": str(folder), "files": sorted(files)})
         return
-    console.print(f"made {folder}/: {', '.join(sorted(files))}")
-    console.print(f"next: cd {folder} && refold run app.py", markup=False)
+    say(f"made {folder}/: {', '.join(sorted(files))}")
+    say(f"next: cd {folder} && refold run app.py")

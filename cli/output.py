@@ -1,7 +1,8 @@
-"""Output: tables for people, JSON for programs."""
+"""Output: lines and tables for people, JSON for programs."""
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
@@ -11,10 +12,26 @@ from typing import Any
 import msgspec
 import orjson
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
-console = Console(highlight=False)
-errors = Console(stderr=True, highlight=False)
+PIPED_WIDTH = 200
+"""Columns of a table that no terminal shows; a pipe has no width of its own."""
+
+
+def _console(stderr: bool) -> Console:
+    piped = not (sys.stderr if stderr else sys.stdout).isatty()
+    width = PIPED_WIDTH if piped and "COLUMNS" not in os.environ else None
+    return Console(stderr=stderr, highlight=False, width=width)
+
+
+console = _console(False)
+errors = _console(True)
+
+
+def say(text: str, to: Console = console) -> None:
+    """Print a line as it is: names and ids are never read as markup, and a long line is not broken."""
+    to.print(text, markup=False, soft_wrap=True)
 
 
 def as_json(value: Any) -> None:
@@ -29,9 +46,9 @@ def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]], *, 
     rows = list(rows)
     if not rows:
         if empty:
-            console.print(empty)
+            say(empty)
         return
-    grid = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False)
+    grid = Table(title=title or None, title_justify="left", title_style="bold", box=None, pad_edge=False)
     for i, column in enumerate(columns):
         grid.add_column(column, style="dim" if column in ("at", "position") else None, overflow="fold", no_wrap=not i)
     for row in rows:
@@ -40,8 +57,6 @@ def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]], *, 
 
 
 def _cell(value: Any) -> str:
-    from rich.markup import escape
-
     return escape("" if value is None else str(value))
 
 

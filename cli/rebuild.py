@@ -8,8 +8,8 @@ from typing import Annotated, Any
 
 import typer
 
-from .look import opened
-from .output import as_json, console, progress
+from .opening import opened
+from .output import as_json, progress, say
 from .settings import BrokerOption, JsonOption
 
 
@@ -42,4 +42,4 @@ def rebuild(
     if json:
         as_json({"projection": projection.name, "records": records, "states": keys})
     else:
-        console.print(f"{projection.name}: {keys} states from {records} records, in {store}")
+        say(f"{projection.name}: {keys} states from {records} records, in {store}")

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .look import Id, opened
-from .output import ago, as_json, console, progress, table
-from .settings import BrokerOption, JsonOption, broker_url
+from .look import Id
+from .opening import client, opened
+from .output import ago, as_json, console, progress, say, table
+from .settings import BrokerOption, JsonOption
 
 if TYPE_CHECKING:
     from ..agents.client import MessageBus
@@ -25,9 +26,7 @@ dlq = typer.Typer(help="Dead letters: what gave up, and what to do about it.", n
 
 def _do(url: str | None, work: Callable[[MessageBus], Awaitable[Any]]) -> Any:
     async def main() -> Any:
-        from ..agents.client import MessageBus
-
-        async with MessageBus.open(broker_url(url), create=False) as bus:
+        async with client(url) as bus:
             return await work(bus)
 
     return asyncio.run(main())
@@ -46,7 +45,7 @@ def cancel(id: Id, reason: Reason = "", broker: BrokerOption = None, json: JsonO
     if json:
         as_json({"workflow": id, "cancelled": True})
     else:
-        console.print(f"workflow {id} is cancelled")
+        say(f"workflow {id} is cancelled")
 
 
 def retry(
@@ -61,7 +60,7 @@ def retry(
     if json:
         as_json([r._asdict() for r in again])
     for r in () if json else again:
-        console.print(f"{r.agent} handles {r.message} again in workflow {r.workflow} (round {r.round})")
+        say(f"{r.agent} handles {r.message} again in workflow {r.workflow} (round {r.round})")
 
 
 @dlq.command("ls")
@@ -106,10 +105,10 @@ def dlq_show(id: Id, broker: BrokerOption = None, json: JsonOption = False) -> N
         as_json([{"letter": d, "payload": payload} for d, payload in found])
         return
     for d, payload in found:
-        console.print(f"{d.agent} gave up on {d.kind} {d.message} (round {d.round}): {d.error}", markup=False)
+        say(f"{d.agent} gave up on {d.kind} {d.message} (round {d.round}): {d.error}")
         console.print_json(data=payload)
     if not found:
-        console.print(f"workflow {id} has no dead letters")
+        say(f"workflow {id} has no dead letters")
 
 
 @dlq.command("redrive")
@@ -127,7 +126,7 @@ def dlq_redrive(
     if json:
         as_json(r._asdict())
     else:
-        console.print(f"{r.agent} handles {r.message} again in workflow {r.workflow} (round {r.round})")
+        say(f"{r.agent} handles {r.message} again in workflow {r.workflow} (round {r.round})")
 
 
 @dlq.command("discard")
@@ -141,4 +140,4 @@ def dlq_discard(
     if json:
         as_json({"workflow": id, "agent": agent, "message": message, "discarded": True})
     else:
-        console.print(f"{message} is discarded; {agent} goes on in workflow {id}")
+        say(f"{message} is discarded; {agent} goes on in workflow {id}")
