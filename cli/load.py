@@ -52,7 +52,7 @@ def load(target: str) -> App:
     except TypeError:
         agents = []
     if not agents or not all(isinstance(a, Agent) for a in agents):
-        raise LoadError(f"{target}: {attr} is a {type(found).__name__}; name an Agent, or a list of Agents")
+        raise LoadError(f"{target}: {attr} is of type {type(found).__name__}; name an Agent, or a list of Agents")
     return App(name, agents, file)
 
 
