@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from . import explain
 from .opening import opened
-from .output import ago, as_json, clock, console, progress, say, table
+from .output import ago, as_json, console, progress, say, table
 from .settings import BrokerOption, JsonOption
 
 if TYPE_CHECKING:
     from ..bus.broker import Member
     from ..projections.overview import Overview, Row
-    from ..projections.status import Wait
 
 Id = Annotated[str, typer.Argument(metavar="ID", help="The workflow's id (correlation id).")]
 
@@ -74,13 +74,7 @@ def _plain(value: Any) -> dict[str, Any]:
 
 
 def _why(row: Row) -> str:
-    return "; ".join([*row.blocked, *row.unclaimed, *map(_wait, row.waits)])
-
-
-def _wait(w: Wait) -> str:
-    due = f" until {clock(w.due)}" if w.due is not None else ""
-    targets = {"request": f"the answer of {w.target}", "message": f"a {w.target!r}", "timer": "the time"}
-    return f"{w.agent} waits for {targets.get(w.what, 'a retry')}{due}"
+    return "; ".join([*row.blocked, *row.unclaimed, *map(explain.wait, row.waits)])
 
 
 def show(
@@ -106,7 +100,7 @@ def show(
         as_json({"workflow": id, "report": state, "records": moments, "attempts": tries})
         return
     say(f"workflow {id}: {state.status}, {len(moments)} records, generation {state.generation}")
-    for line in [*state.blocked, *state.unclaimed, *map(_wait, state.waits)]:
+    for line in explain.reasons(history, state):
         say(f"  {line}")
     console.print()
     rows = (
@@ -121,7 +115,7 @@ def show(
     if again:
         console.print()
         both = [t for t in tries if any((t.agent, t.message) == (a.agent, a.message) for a in again)]
-        rows2 = ((t.agent, t.number, t.pid, t.member, " ".join(t.steps), t.outcome or "(no outcome)") for t in both)
+        rows2 = ((t.agent, t.number, t.pid, t.member, " ".join(t.steps), explain.outcome(t)) for t in both)
         table("attempts", ("agent", "attempt", "pid", "member", "steps recorded", "outcome"), rows2)
 
 

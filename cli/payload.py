@@ -9,6 +9,8 @@ from typing import Any
 
 from ..bus.errors import InvalidMessage
 
+EXAMPLE = """'{"topic": "tides"}'"""
+
 
 def read_payload(text: str | None) -> Any:
     """Return the value. Raises InvalidMessage with the place of the mistake."""
@@ -18,14 +20,20 @@ def read_payload(text: str | None) -> Any:
     if text == "-":
         source, where = sys.stdin.read(), "standard input"
     elif text.startswith("@"):
+        where = text[1:]
         try:
-            source, where = Path(text[1:]).read_text(encoding="utf-8"), text[1:]
+            source = Path(where).read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
-            raise InvalidMessage(f"{text[1:]} cannot be read: {error}", path="payload") from error
+            raise InvalidMessage(f"cannot be read: {error}", path=where) from error
     try:
         return json.loads(source)
     except ValueError as error:
-        quoted = json.dumps(source) if source == text else "JSON"
-        raise InvalidMessage(
-            f"{where} is not JSON: {error}", path="payload", remedy=f"a plain text is written as '{quoted}'"
-        ) from error
+        raise InvalidMessage(f"not JSON: {error}", path=where, remedy=_remedy(text)) from error
+
+
+def _remedy(text: str) -> str:
+    if text == "-" or text.startswith("@"):
+        return "correct it there"
+    if text.lstrip()[:1] in ("{", "["):
+        return f"names and texts need double quotes, and the whole single ones for the shell: {EXAMPLE}"
+    return f"a plain text is written as '{json.dumps(text)}'"

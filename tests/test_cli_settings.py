@@ -93,13 +93,13 @@ def test_payloads_are_json_a_file_or_standard_input(here, monkeypatch):
 def test_what_is_no_json_has_its_place_and_a_way_out(here):
     with pytest.raises(InvalidMessage) as caught:
         read_payload('{"a": 1,\n "b": }')
-    assert "the payload is not JSON: Expecting value: line 2 column 7 (char 15)" in str(caught.value)
+    assert "the payload: not JSON: Expecting value: line 2 column 7 (char 15)" in str(caught.value)
     with pytest.raises(InvalidMessage, match="""a plain text is written as '"tides"'"""):
         read_payload("tides")
     (here / "bad.json").write_text("{")
-    with pytest.raises(InvalidMessage, match=r"bad.json is not JSON: .*line 1 column 2"):
+    with pytest.raises(InvalidMessage, match=r"bad.json: not JSON: .*line 1 column 2"):
         read_payload("@bad.json")
-    with pytest.raises(InvalidMessage, match=r"none.json cannot be read: .*No such file"):
+    with pytest.raises(InvalidMessage, match=r"none.json: cannot be read: .*No such file"):
         read_payload("@none.json")
 
 
