@@ -13,6 +13,7 @@ from . import exits, look, messages, verbs
 from .demo import demo
 from .doctor import doctor
 from .new import new
+from .output import NobodyReads, as_json, errors, say
 from .rebuild import rebuild
 from .run import run
 from .settings import JsonOption
@@ -47,8 +48,6 @@ def version(json: JsonOption = False) -> None:
     import platform
     import sqlite3
 
-    from .output import as_json, say
-
     found = {"refold": __version__, "python": platform.python_version(), "sqlite": sqlite3.sqlite_version}
     if json:
         as_json(found)
@@ -66,7 +65,7 @@ def main(arguments: list[str] | None = None) -> None:
         code = _call(arguments)
     except (KeyboardInterrupt, EOFError):
         code = exits.INTERRUPTED
-    except BrokenPipeError:
+    except NobodyReads:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = exits.OK
     except Exception as error:  # noqa: BLE001 - the one seam: told to the user, with a code of its own
@@ -105,7 +104,6 @@ def _tell_usage(error: Any, json: bool) -> None:
 def _tell(error: Exception, code: int, arguments: list[str]) -> None:
     """Print an error on standard error: what, where, what to do."""
     from ..bus.errors import RefoldError
-    from .output import errors, say
 
     if "--json" in arguments:
         _json_error(error, str(error), code)

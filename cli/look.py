@@ -9,7 +9,7 @@ import typer
 
 from . import explain
 from .opening import opened
-from .output import ago, as_json, console, progress, say, table
+from .output import ago, as_json, console, plain, progress, say, table
 from .settings import BrokerOption, JsonOption
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ def ps(broker: BrokerOption = None, json: JsonOption = False) -> None:
 
     found, members = asyncio.run(main())
     if json:
-        as_json({"members": [{"age": m.age, **_presence(m)} for m in members], **_plain(found)})
+        as_json({"members": [{"age": m.age, **plain(m.presence)} for m in members], **plain(found)})
         return
     table(
         "workers", ("member", "group", "pid", "agents", "partitions", "running", "queued", "waiting"),
@@ -60,17 +60,6 @@ def _rest(found: Overview) -> list[str]:
     if found.strays:
         lines.append(f"{found.strays} records are in the wrong partition and wait to be forwarded")
     return lines
-
-
-def _presence(m: Member) -> dict[str, Any]:
-    return _plain(m.presence)
-
-
-def _plain(value: Any) -> dict[str, Any]:
-    import msgspec
-
-    plain: dict[str, Any] = msgspec.to_builtins(value)
-    return plain
 
 
 def _why(row: Row) -> str:

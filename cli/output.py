@@ -19,10 +19,22 @@ PIPED_WIDTH = 200
 """Columns of a table that no terminal shows; a pipe has no width of its own."""
 
 
-def _console(stderr: bool) -> Console:
+class NobodyReads(Exception):
+    """Standard output is closed (`refold tail | head`): there is nothing more to do."""
+
+
+class Screen(Console):
+    """A console that leaves it to the command line how it ends when nobody reads."""
+
+    def on_broken_pipe(self) -> None:
+        """Called by rich, which would end the process with code 1."""
+        raise NobodyReads
+
+
+def _console(stderr: bool) -> Screen:
     piped = not (sys.stderr if stderr else sys.stdout).isatty()
     width = PIPED_WIDTH if piped and "COLUMNS" not in os.environ else None
-    return Console(stderr=stderr, highlight=False, width=width)
+    return Screen(stderr=stderr, highlight=False, width=width)
 
 
 console = _console(False)
@@ -35,10 +47,23 @@ def say(text: str, to: Console = console) -> None:
 
 
 def as_json(value: Any) -> None:
-    """Print one JSON document on one line."""
-    plain = msgspec.to_builtins(value, str_keys=True)
-    sys.stdout.buffer.write(orjson.dumps(plain) + b"\n")
-    sys.stdout.buffer.flush()
+    """Print one JSON document on one line. Raises NobodyReads."""
+    try:
+        sys.stdout.buffer.write(orjson.dumps(plain(value)) + b"\n")
+        sys.stdout.buffer.flush()
+    except BrokenPipeError:
+        raise NobodyReads from None
+
+
+def plain(value: Any) -> Any:
+    """Return a value as JSON types, with every field of a Struct: a program must not guess what is left out."""
+    if isinstance(value, msgspec.Struct):
+        return {name: plain(getattr(value, name)) for name in value.__struct_fields__}
+    if isinstance(value, dict):
+        return {str(k): plain(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(v) for v in value]
+    return msgspec.to_builtins(value)
 
 
 def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]], *, empty: str = "") -> None:
