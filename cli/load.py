@@ -18,7 +18,7 @@ from ..agents.agent import Agent
 from ..bus.errors import YourBug
 
 ROOMS = ("agents", "brokers", "bus", "cli", "projections")
-NOT_THEIRS = ("importlib", "_frozen_importlib", *(f"{__package__.partition('.')[0]}.{r}." for r in ROOMS))
+NOT_THEIRS = ("importlib", "_frozen_importlib", *(f"{__name__.partition('.')[0]}.{r}." for r in ROOMS))
 """Modules that stand between us and the user's own code in a traceback."""
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import io
+import re
 import sys
 import tomllib
+from pathlib import Path
 
 import pytest
 
@@ -109,6 +111,9 @@ def test_exit_codes_are_distinct_and_every_one_has_a_meaning():
     assert sorted(codes) == sorted(set(codes)) == sorted(exits.MEANING)
     text = exits.epilog()
     assert all(f"[bold]{code}[/] {meaning}" in text for code, meaning in exits.MEANING.items())
+    page = (Path(__file__).parent.parent / "docs" / "command-line.md").read_text()
+    documented = re.findall(r"^\| (\d+) \| (.*) \|$", page, flags=re.MULTILINE)
+    assert {int(code): meaning for code, meaning in documented} == exits.MEANING
 
 
 def test_every_error_has_the_code_of_its_branch():
