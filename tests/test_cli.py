@@ -304,6 +304,29 @@ def test_a_worker_ends_well(shell, kind):
     assert shell.json("ps")["members"] == []
 
 
+SLEEPER = """
+import asyncio
+from refold import Agent
+sleeper = Agent("sleeper")
+
+@sleeper.on_task
+async def sleep(ctx, seconds):
+    print("asleep", flush=True)
+    await ctx.effect("sleep", asyncio.sleep, seconds)
+"""
+
+
+def test_a_second_signal_ends_a_worker_at_once(shell):
+    (shell.folder / "slow.py").write_text(SLEEPER)
+    worker = shell.start("run", "slow.py")
+    shell.call("request", "sleeper", "600", "--no-wait")
+    wait_for(lambda: "asleep" in shell.printed())
+    worker.terminate()
+    worker.send_signal(signal.SIGINT)
+    assert worker.wait(10) == exits.INTERRUPTED
+    assert "Traceback" not in shell.printed(stream="err")
+
+
 def test_ctrl_c_while_a_request_waits(shell):
     shell.call("send", "nobody", "1", "--id", "other")
     asking = shell.start("request", "nobody", "1", "--id", "w")
