@@ -14,7 +14,7 @@ from urllib.parse import quote
 
 import psutil
 
-from ...bus.errors import BrokerUnavailable, ConfigError, LogCorrupt, LogFull, LogLocked, RefoldError
+from ...bus.errors import BrokerUnavailable, ConfigError, LogCorrupt, LogFull, LogLocked, LogMissing, RefoldError
 
 T = TypeVar("T")
 
@@ -62,22 +62,22 @@ def translate(error: sqlite3.Error, path: str) -> RefoldError:
         return LogCorrupt(f"{path} is damaged or no SQLite database ({error}): restore it from its backup")
     if code in (sqlite3.SQLITE_READONLY, sqlite3.SQLITE_PERM, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_AUTH):
         return ConfigError(f"{path} cannot be opened or written ({error}): look at its permissions and its folder's")
+    if code == sqlite3.SQLITE_ERROR and "no such" in str(error):
+        return LogCorrupt(f"{path} is damaged or no log of refold ({error}): restore it from its backup")
     return BrokerUnavailable(f"{path}: {error}")
 
 
-def begin(db: sqlite3.Connection, path: str, patience: float) -> None:
-    """Start a write transaction; retries for `patience` seconds. Raises LogLocked with the holder's pid.
+def patiently(path: str, patience: float, action: Callable[[], T]) -> T:
+    """Do what needs a lock; try for `patience` seconds. Raises LogLocked with the holder's pid.
 
     Polled with jitter: SQLite's own busy handler backs off so far that its 99.9th percentile was four times higher.
     """
     until, wait = time.monotonic() + patience, 0.0005
     while True:
         try:
-            db.execute("BEGIN IMMEDIATE")
-            return
+            return action()
         except sqlite3.OperationalError as error:
-            busy = getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_BUSY
-            if not busy:
+            if getattr(error, "sqlite_errorcode", 0) & 0xFF != sqlite3.SQLITE_BUSY:
                 raise
             if time.monotonic() > until:
                 pid = lock_holder(path)
@@ -92,13 +92,14 @@ def begin(db: sqlite3.Connection, path: str, patience: float) -> None:
 def transact(db: sqlite3.Connection, path: str, patience: float, work: Callable[[], T]) -> T:
     """Run `work` in a write transaction: all of it or nothing."""
     with translated(path):
-        begin(db, path, patience)
+        patiently(path, patience, lambda: db.execute("BEGIN IMMEDIATE"))
         try:
             result = work()
             db.execute("COMMIT")
         except BaseException:
             if db.in_transaction:
-                db.execute("ROLLBACK")
+                with contextlib.suppress(sqlite3.Error):  # the first error says more
+                    db.execute("ROLLBACK")
             raise
         return result
 
@@ -114,16 +115,36 @@ def lock_holder(path: str) -> int | None:
         parts = line.split()
         if len(parts) >= 8 and parts[3] == "WRITE" and parts[5].endswith(f":{inode}"):
             if int(parts[6]) <= WAL_WRITE_LOCK and (parts[7] == "EOF" or int(parts[7]) >= WAL_WRITE_LOCK):
-                return int(parts[4])
+                return int(parts[4]) if int(parts[4]) > 0 else None
     return None
+
+
+def identity(path: str) -> tuple[int, int]:
+    """Return what tells this file from another one under the same name. Raises LogMissing."""
+    try:
+        found = os.stat(path)
+    except OSError as error:
+        raise LogMissing(f"{path} is gone ({error.strerror}): stop what uses it, restore it, start again") from error
+    return found.st_dev, found.st_ino
+
+
+def same_file(path: str, opened: tuple[int, int]) -> None:
+    """What is written to a file that has been removed would be lost. Raises LogMissing."""
+    if identity(path) != opened:
+        raise LogMissing(f"{path} was replaced while it was open: stop what uses it, then start again")
+
+
+def network_mount(path: str) -> str | None:
+    """Return the kind of network file system that holds the file, and where it is mounted; None for a local disk."""
+    where = os.path.realpath(path)
+    mounts = [(m.mountpoint, m.fstype) for m in psutil.disk_partitions(all=True)]
+    inside = [m for m in mounts if where == m[0] or where.startswith(m[0].rstrip("/") + "/")]
+    mount, kind = max(inside, key=lambda m: len(m[0]), default=("", ""))
+    return f"{kind} at {mount}" if kind.lower() in NETWORK else None
 
 
 def refuse_network(path: str) -> None:
     """SQLite's locks do not hold on network file systems. Raises ConfigError."""
-    where = os.path.realpath(path)
-    mounts = [(m.mountpoint, m.fstype) for m in psutil.disk_partitions(all=True)]
-    inside = [m for m in mounts if where == m[0] or where.startswith(m[0].rstrip("/") + "/")]
-    if inside:
-        mount, kind = max(inside, key=lambda m: len(m[0]))
-        if kind.lower() in NETWORK:
-            raise ConfigError(f"{path} is on a network file system ({kind} at {mount}): use a local disk")
+    kind = network_mount(path)
+    if kind is not None:
+        raise ConfigError(f"{path} is on a network file system ({kind}): use a local disk")

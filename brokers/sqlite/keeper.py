@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import logging
 import os
-import socket
 import sqlite3
 import sys
 import threading
@@ -19,7 +18,7 @@ from ...bus.broker import Assigned, Event, Lost, Revoked
 from ...bus.errors import ConfigError, RefoldError
 from . import leases
 from .connection import connect, transact, translated
-from .leases import Lease, Peer
+from .leases import Lease, Peer, View, Wanted
 
 log = logging.getLogger("refold.sqlite")
 
@@ -32,10 +31,13 @@ def exit_stalled() -> None:
 
 
 class Keeper:
-    """Owns the leases of one member. `tell` is called, in the thread, with events for the subscription."""
+    """Owns the leases of one member. `tell` is called, in the thread, with events for the subscription.
+
+    `held` is replaced, never changed, so any thread may read it; `renewed` is the start of the last renewal.
+    """
 
     def __init__(
-        self, path: str, group: str, member: str, partitions: int, wanted: frozenset[int] | None, *, lease: float,
+        self, path: str, group: str, member: str, partitions: int, wanted: Wanted, *, lease: float,
         stall_limit: float, patience: float, tell: Callable[[Event], None], on_stall: Callable[[], None],
         ring: Callable[[], None],
     ) -> None:  # fmt: skip
@@ -43,30 +45,29 @@ class Keeper:
         self.partitions, self.wanted = partitions, wanted
         self.lease, self.stall_limit, self.patience = lease, stall_limit, patience
         self.held: dict[int, int] = {}
-        self.revoking: set[int] = set()
-        self.renewed = time.monotonic()
-        self.turned = time.monotonic()
-        self.dead = False
+        self.turned = self.renewed = time.monotonic()
         self.token = os.urandom(8).hex()
         self._tell, self._on_stall, self._ring = tell, on_stall, ring
         self._watched = threading.get_ident()
-        self._seen: dict[str, tuple[tuple[str, int], float]] = {}
+        self._lock = threading.Lock()
+        self._revoking: set[int] = set()
+        self._seen: dict[str, tuple[int, float]] = {}
+        self._looked = time.monotonic()
         self._wake = threading.Event()
         self._stop = threading.Event()
-        self._me = psutil.Process()
-        self._started = self._me.create_time()
-        self._host = socket.gethostname()
+        self._me = Peer(member, self.token, 1, os.getpid(), psutil.Process().create_time(), leases.place(), wanted)
         self._thread = threading.Thread(target=self._keep, name="refold-lease", daemon=True)
 
     # ---- called by the subscription ----------------------------------------------------------------------------------
     def join(self) -> None:
         """Enter the group and start the thread. Blocks for a moment. Raises ConfigError where the name is taken."""
-        db = connect(self.path)
-        try:
-            transact(db, self.path, self.patience, lambda: self._enter(db))
-            self._look(db)
-        finally:
-            db.close()
+        with translated(self.path):
+            db = connect(self.path)
+            try:
+                transact(db, self.path, self.patience, lambda: self._enter(db))
+                self._look(db)
+            finally:
+                db.close()
         self._thread.start()
         self._ring()
 
@@ -74,51 +75,42 @@ class Keeper:
         """Look at the group at once."""
         self._wake.set()
 
-    def die(self) -> None:
-        """Stop, releasing nothing."""
+    def stop(self) -> None:
+        """End the thread, releasing nothing. Blocks for a moment."""
         self._stop.set()
         self._wake.set()
         if self._thread.is_alive():
             self._thread.join()
 
     def leave(self, db: sqlite3.Connection) -> None:
-        """Release everything. Inside a transaction, after `die`."""
+        """Release everything. Inside a transaction, after `stop`."""
         for partition, epoch in self.held.items():
-            leases.release(db, self.group, self.member, partition, epoch)
-        db.execute("DELETE FROM members WHERE grp=? AND member=? AND token=?", (self.group, self.member, self.token))
+            leases.release(db, self.group, self.token, partition, epoch)
+        leases.remove_peer(db, self.group, self.token)
 
-    def dropped(self, partition: int) -> None:
-        """The subscription has released a partition."""
-        self.held.pop(partition, None)
-        self.revoking.discard(partition)
+    def drop(self, partition: int, epoch: int) -> bool:
+        """Hold the partition no longer; False where it was not held under this epoch."""
+        with self._lock:
+            if self.held.get(partition) != epoch:
+                return False
+            self.held = {p: e for p, e in self.held.items() if p != partition}
+            self._revoking.discard(partition)
+            return True
 
     # ---- the thread --------------------------------------------------------------------------------------------------
-    def _enter(self, db: sqlite3.Connection) -> None:
-        for peer in leases.read_peers(db, self.group):
-            if peer.member == self.member and peer.host == self._host and leases.is_running(peer.pid, peer.started):
-                raise ConfigError(
-                    f"member {self.member!r} of group {self.group!r} is running already (pid {peer.pid}): choose "
-                    "another --member"
-                )
-        wanted = "" if self.wanted is None else ",".join(map(str, sorted(self.wanted)))
-        db.execute(
-            "INSERT OR REPLACE INTO members VALUES (?, ?, ?, 1, ?, ?, ?, ?)",
-            (self.group, self.member, self.token, os.getpid(), self._started, self._host, wanted),
-        )
-
     def _keep(self) -> None:
         db: sqlite3.Connection | None = None
         pause = min(self.lease / 8, 0.5)
         while not self._stop.is_set():
             try:
-                if db is None:
-                    with translated(self.path):
-                        db = connect(self.path, synchronous="NORMAL")
-                self._turn(db)
+                with translated(self.path):
+                    db = db or connect(self.path, synchronous="NORMAL")
+                    self._turn(db)
             except RefoldError as error:
                 log.warning("the leases of %s could not be kept: %s", self.member, error)
-            except sqlite3.Error as error:
-                log.warning("the leases of %s could not be kept: %s", self.member, error)
+            except Exception:
+                log.exception("the leases of %s could not be kept", self.member)
+            self._looked = time.monotonic()
             self._wake.wait(pause)
             self._wake.clear()
         if db is not None:
@@ -126,65 +118,84 @@ class Keeper:
 
     def _turn(self, db: sqlite3.Connection) -> None:
         now = time.monotonic()
+        if now - self._looked > max(self.lease / 2, 1.0):  # this process was stopped, not its loop; nor were the others
+            self.turned = now
+            self._seen.clear()
         if now - self.turned > self.stall_limit:
             self._stalled(now)
             return
         if now - self.renewed >= self.lease / 4:
-            transact(db, self.path, self.lease / 2, lambda: self._renew(db))
+            self._lose(transact(db, self.path, self.lease / 2, lambda: self._renew(db)))
             self.renewed = now
         self._look(db)
 
-    def _renew(self, db: sqlite3.Connection) -> None:
-        changed = db.execute(
-            "UPDATE members SET counter = counter + 1 WHERE grp=? AND member=? AND token=?",
-            (self.group, self.member, self.token),
-        ).rowcount
-        if not changed:  # others took this member for dead and have removed it
+    def _enter(self, db: sqlite3.Connection) -> None:
+        for peer in leases.read(db, self.group).peers:
+            if peer.member == self.member and peer.token != self.token and self._runs(peer):
+                raise ConfigError(
+                    f"member {self.member!r} of group {self.group!r} is running already (pid {peer.pid}): choose "
+                    "another --member"
+                )
+        leases.write_peer(db, self.group, self._me)
+
+    def _renew(self, db: sqlite3.Connection) -> dict[int, Lease]:
+        if not leases.renew(db, self.group, self.token):  # others took this member for dead and have removed it
             self._enter(db)
+        return leases.read(db, self.group).leases
+
+    def _lose(self, seen: dict[int, Lease]) -> None:
+        """Notice what others have taken; before a renewal counts, so that no deadline covers what is lost."""
+        for partition, epoch in self.held.items():
+            if not leases.is_mine(seen.get(partition), self.token, epoch) and self.drop(partition, epoch):
+                self._tell(Lost(partition, epoch))
 
     def _look(self, db: sqlite3.Connection) -> None:
         """Compare the rows with what this member believes, and act."""
-        with translated(self.path):
-            seen = leases.read_leases(db, self.group)
-            peers = leases.read_peers(db, self.group)
-        live = {p.member: p.wanted for p in peers if self._alive(p)}
-        todo = leases.plan(self.member, self.partitions, self.wanted, seen, self.held, self.revoking, live)
-        for partition in todo.lost:
-            epoch = self.held.pop(partition)
-            self.revoking.discard(partition)
-            self._tell(Lost(partition, epoch))
+        seen = leases.read(db, self.group)
+        self._lose(seen.leases)
+        live = {p.token: p.wanted for p in seen.peers if self._alive(p)}
+        held = self.held
+        todo = leases.plan(self.token, self.partitions, self.wanted, seen.leases, held, self._revoking.copy(), live)
         for partition in todo.revoke:
-            self.revoking.add(partition)
-            self._tell(Revoked(partition, self.held[partition]))
+            with self._lock:
+                known = self.held.get(partition) == held[partition]
+                if known:
+                    self._revoking.add(partition)
+            if known:
+                self._tell(Revoked(partition, held[partition]))
         if todo.claim:
             self._claim(db, seen, todo.claim)
-        dead = [p for p in peers if p.member not in live]
-        if dead and not any(x.member == p.member for p in dead for x in leases.read_leases(db, self.group).values()):
+        owners = {lease.owner for lease in seen.leases.values()}
+        dead = [p for p in seen.peers if p.token not in live and p.token not in owners]
+        if dead:
             transact(db, self.path, self.patience, lambda: self._bury(db, dead))
 
-    def _claim(self, db: sqlite3.Connection, seen: dict[int, Lease], wanted: list[int]) -> None:
-        got = transact(
-            db, self.path, self.patience, lambda: leases.claim(db, self.group, self.member, seen, wanted)
-        )
+    def _claim(self, db: sqlite3.Connection, seen: View, wanted: list[int]) -> None:
+        got = transact(db, self.path, self.patience, lambda: leases.claim(db, self.group, self.token, seen, wanted))
         for lease in got:
-            self.held[lease.partition] = lease.epoch
+            with self._lock:
+                self.held = {**self.held, lease.partition: lease.epoch}
             self._tell(Assigned(lease.partition, lease.epoch, after_death=not lease.released))
 
     def _bury(self, db: sqlite3.Connection, dead: list[Peer]) -> None:
-        for p in dead:
-            db.execute("DELETE FROM members WHERE grp=? AND member=? AND token=?", (self.group, p.member, p.token))
+        for peer in dead:
+            leases.remove_peer(db, self.group, peer.token, peer.counter)
+            self._seen.pop(peer.token, None)
 
     def _alive(self, peer: Peer) -> bool:
         """Its counter moved within the lease, by this process's own clock; a dead process of this host is dead."""
-        if peer.member == self.member and peer.token == self.token:
+        if peer.token == self.token:
             return True
-        now, sign = time.monotonic(), (peer.token, peer.counter)
-        known = self._seen.get(peer.member)
-        if known is None or known[0] != sign:
-            self._seen[peer.member] = known = (sign, now)
-        if now - known[1] > self.lease:
-            return False
-        return peer.host != self._host or leases.is_running(peer.pid, peer.started)
+        now = time.monotonic()
+        counter, since = self._seen.get(peer.token, (-1, now))
+        if counter != peer.counter:
+            since = now
+        self._seen[peer.token] = (peer.counter, since)
+        return now - since <= self.lease and self._runs(peer, elsewhere=True)
+
+    def _runs(self, peer: Peer, elsewhere: bool = False) -> bool:
+        """Its process is there; `elsewhere` where that cannot be seen from here."""
+        return leases.is_running(peer.pid, peer.started) if peer.place == self._me.place else elsewhere
 
     def _stalled(self, now: float) -> None:
         frame = sys._current_frames().get(self._watched)

@@ -2,33 +2,45 @@
 
 from __future__ import annotations
 
-import math
+import os
+import socket
 import sqlite3
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Collection, Mapping
 from typing import NamedTuple
 
 import psutil
 
+Wanted = frozenset[int] | None
+"""Partitions that a member takes; None: any."""
+
 
 class Lease(NamedTuple):
-    """A group's hold of a partition. `member` is "" where it was released."""
+    """A group's hold of a partition. `owner` is a member's token, "" where it was released."""
 
     partition: int
     epoch: int
-    member: str
+    owner: str
     released: bool
 
 
 class Peer(NamedTuple):
-    """A member of a group, as its row says. `wanted` is None where it takes any partition."""
+    """A member of a group, as its row says. `token` is another one each time it joins; `place` is that of its pid."""
 
     member: str
     token: str
     counter: int
     pid: int
     started: float
-    host: str
-    wanted: frozenset[int] | None
+    place: str
+    wanted: Wanted
+
+
+class View(NamedTuple):
+    """The rows of a group at one moment, the dead ones included."""
+
+    leases: dict[int, Lease]
+    peers: list[Peer]
 
 
 class Plan(NamedTuple):
@@ -39,70 +51,107 @@ class Plan(NamedTuple):
     lost: list[int]
 
 
-def read_peers(db: sqlite3.Connection, group: str) -> list[Peer]:
-    """Return the members of a group, dead ones included."""
-    rows = db.execute("SELECT member, token, counter, pid, started, host, wanted FROM members WHERE grp=?", (group,))
-    return [
-        Peer(name, token, counter, pid, started, host, frozenset(map(int, wanted.split(","))) if wanted else None)
-        for name, token, counter, pid, started, host, wanted in rows
-    ]
+def read(db: sqlite3.Connection, group: str) -> View:
+    """Return the rows of a group."""
+    rows = db.execute("SELECT member, token, counter, pid, started, place, wanted FROM members WHERE grp=?", (group,))
+    peers = [Peer(*row)._replace(wanted=_from_text(row[6])) for row in rows]
+    rows = db.execute("SELECT partition, epoch, owner, released FROM leases WHERE grp=?", (group,))
+    return View({row[0]: Lease(row[0], row[1], row[2], bool(row[3])) for row in rows}, peers)
 
 
-def read_leases(db: sqlite3.Connection, group: str) -> dict[int, Lease]:
-    """Return the group's leases by partition."""
-    rows = db.execute("SELECT partition, epoch, member, released FROM leases WHERE grp=?", (group,))
-    return {row[0]: Lease(row[0], row[1], row[2], bool(row[3])) for row in rows}
+def _from_text(wanted: str | None) -> Wanted:
+    return None if wanted is None else frozenset(map(int, wanted.split()))
+
+
+def write_peer(db: sqlite3.Connection, group: str, peer: Peer) -> None:
+    """Add or replace a member. Inside a transaction."""
+    wanted = None if peer.wanted is None else " ".join(map(str, sorted(peer.wanted)))
+    db.execute("INSERT OR REPLACE INTO members VALUES (?, ?, ?, ?, ?, ?, ?, ?)", (group, *peer[:6], wanted))
+
+
+def remove_peer(db: sqlite3.Connection, group: str, token: str, counter: int | None = None) -> None:
+    """Remove a member, unless it has renewed since `counter`. Inside a transaction."""
+    sql = "DELETE FROM members WHERE grp=? AND token=? AND (? IS NULL OR counter=?)"
+    db.execute(sql, (group, token, counter, counter))
+
+
+def renew(db: sqlite3.Connection, group: str, token: str) -> bool:
+    """Bump the member's counter; False where it has been removed. Inside a transaction."""
+    sql = "UPDATE members SET counter = counter + 1 WHERE grp=? AND token=?"
+    return db.execute(sql, (group, token)).rowcount == 1
 
 
 def plan(
-    me: str, partitions: int, wanted: frozenset[int] | None, leases: Mapping[int, Lease], held: Mapping[int, int],
-    revoking: set[int], live: Mapping[str, frozenset[int] | None],
+    me: str, partitions: int, wanted: Wanted, leases: Mapping[int, Lease], held: Mapping[int, int],
+    revoking: Collection[int], live: Mapping[str, Wanted],
 ) -> Plan:  # fmt: skip
     """Decide from the rows. `held` is what `me` believes to own (partition -> epoch), `live` the members that are alive
-    and what they want. Pure: the same rows give the same plan."""
-    lost = [p for p, epoch in held.items() if not _is(leases.get(p), me, epoch)]
-    kept = [p for p in held if p not in lost]
-    share = math.ceil(partitions / max(len(live), 1))
-    order = [(p + sorted(live).index(me) * share) % partitions for p in range(partitions)] if me in live else []
-    free = [p for p in order if (wanted is None or p in wanted) and p not in held and _free(leases.get(p), live)]
-    claim = free[: max(0, share - len(kept))]
-    surplus = sorted(set(kept) - revoking)[share:]
-    return Plan(claim, [p for p in surplus if _wanted(p, me, share, leases, live)], lost)
+    and what they want; members are meant by their tokens. Pure: the same rows give the same plan."""
+    lost = [p for p, epoch in held.items() if not is_mine(leases.get(p), me, epoch)]
+    if me not in live:
+        return Plan([], [], lost)
+    kept = {p for p in held if p not in lost}
+    quota = quotas(partitions, live)
+    has = Counter(lease.owner for lease in leases.values() if not lease.released)
+    needy = [m for m in live if m != me and has[m] < quota[m]]
+    free = [p for p in _order(me, partitions, live) if _takes(wanted, p) and _free(leases.get(p), live)]
+    claim = free[: max(0, quota[me] - len(kept))]
+    claim += [p for p in free if p not in claim and not any(_takes(live[m], p) for m in needy)]
+    surplus = sorted(p for p in kept.difference(revoking) if any(_takes(live[m], p) for m in needy))
+    excess = len(kept.difference(revoking)) - quota[me]
+    return Plan(claim, surplus[-excess:] if excess > 0 else [], lost)
 
 
-def _is(lease: Lease | None, me: str, epoch: int) -> bool:
-    return lease is not None and lease.member == me and lease.epoch == epoch and not lease.released
+def quotas(partitions: int, live: Mapping[str, Wanted]) -> dict[str, int]:
+    """Return how many partitions each member should have: evenly, as far as what they want allows."""
+    out = dict.fromkeys(sorted(live), 0)
+    for p in sorted(range(partitions), key=lambda p: _wanters(p, live)):
+        able = [m for m in out if _takes(live[m], p)]
+        if able:
+            out[min(able, key=lambda m: out[m])] += 1
+    return out
 
 
-def _free(lease: Lease | None, live: Mapping[str, frozenset[int] | None]) -> bool:
-    return lease is None or lease.released or lease.member not in live
+def _order(me: str, partitions: int, live: Mapping[str, Wanted]) -> list[int]:
+    """Return in which order to claim: what few want first; each member starts at another place."""
+    start = sorted(live).index(me) * partitions // len(live)
+    turned = [(p + start) % partitions for p in range(partitions)]
+    return sorted(turned, key=lambda p: _wanters(p, live))
 
 
-def _wanted(
-    partition: int, me: str, share: int, leases: Mapping[int, Lease], live: Mapping[str, frozenset[int] | None]
-) -> bool:
-    """Somebody else would take it."""
-    for member, wanted in live.items():
-        if member != me and (wanted is None or partition in wanted):
-            if sum(1 for x in leases.values() if x.member == member and not x.released) < share:
-                return True
-    return False
+def _takes(wanted: Wanted, partition: int) -> bool:
+    return wanted is None or partition in wanted
 
 
-def claim(db: sqlite3.Connection, group: str, me: str, seen: Mapping[int, Lease], wanted: list[int]) -> list[Lease]:
-    """Take partitions whose rows are as they were seen; return the new leases with what they followed on.
+def _wanters(partition: int, live: Mapping[str, Wanted]) -> int:
+    return sum(_takes(wanted, partition) for wanted in live.values())
 
-    The result's `released` says how the epoch before ended. Inside a transaction.
+
+def is_mine(lease: Lease | None, me: str, epoch: int) -> bool:
+    """The row still gives the partition to this member under this epoch."""
+    return lease is not None and lease.owner == me and lease.epoch == epoch and not lease.released
+
+
+def _free(lease: Lease | None, live: Mapping[str, Wanted]) -> bool:
+    return lease is None or lease.released or lease.owner not in live
+
+
+def claim(db: sqlite3.Connection, group: str, me: str, seen: View, wanted: list[int]) -> list[Lease]:
+    """Take partitions whose rows, and whose owners' counters, are as they were seen; return the new leases.
+
+    The `released` of these says how the epoch before ended. Inside a transaction.
     """
-    now, out = read_leases(db, group), []
+    now, out = read(db, group), []
+    counters = {peer.token: peer.counter for peer in seen.peers}
+    renewed = {peer.token for peer in now.peers if counters.get(peer.token) != peer.counter}
     for p in wanted:
-        before = now.get(p)
-        if before != seen.get(p):
+        before = now.leases.get(p)
+        if before != seen.leases.get(p) or (before is not None and before.owner in renewed):
             continue
         epoch = before.epoch + 1 if before is not None else 1
         db.execute(
             "INSERT INTO leases VALUES (?, ?, ?, ?, 0) ON CONFLICT(grp, partition)"
-            " DO UPDATE SET epoch=excluded.epoch, member=excluded.member, released=0",
+            " DO UPDATE SET epoch=excluded.epoch, owner=excluded.owner, released=0",
             (group, p, epoch, me),
         )
         out.append(Lease(p, epoch, me, before is None or before.released))
@@ -112,7 +161,7 @@ def claim(db: sqlite3.Connection, group: str, me: str, seen: Mapping[int, Lease]
 def release(db: sqlite3.Connection, group: str, me: str, partition: int, epoch: int) -> None:
     """Give a partition up. Inside a transaction; nothing happens where it is gone already."""
     db.execute(
-        "UPDATE leases SET released=1, member='' WHERE grp=? AND partition=? AND epoch=? AND member=?",
+        "UPDATE leases SET released=1, owner='' WHERE grp=? AND partition=? AND epoch=? AND owner=?",
         (group, partition, epoch, me),
     )
 
@@ -121,6 +170,14 @@ def current_epoch(db: sqlite3.Connection, group: str, partition: int) -> int | N
     """Return the epoch under which the group's partition is owned; None where it has no owner."""
     row = db.execute("SELECT epoch, released FROM leases WHERE grp=? AND partition=?", (group, partition)).fetchone()
     return None if row is None or row[1] else row[0]
+
+
+def place() -> str:
+    """Return where pids mean the same: the host and its namespace of pids (containers may share a host's name)."""
+    try:
+        return f"{socket.gethostname()}/{os.stat('/proc/self/ns/pid').st_ino}"
+    except OSError:
+        return socket.gethostname()
 
 
 def is_running(pid: int, started: float) -> bool:

@@ -1,23 +1,30 @@
-"""Moving the write-ahead log into the file, by one process at a time.
+"""Moving the write-ahead log into the file, by one connection at a time.
 
 SQLite up to 3.51.2 can lose commits when two connections checkpoint at once (fixed in 3.51.3), so refold switches the
-automatic checkpoint off and takes a lock of its own around each.
+automatic checkpoint off and takes a lock of its own around each: who holds it is the checkpointer. (Closing the last
+connection empties the write-ahead log too; SQLite locks everybody out then.)
 """
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 import fcntl
+import logging
 import os
 import sqlite3
-from concurrent.futures import ThreadPoolExecutor
+import threading
+import time
+from concurrent.futures import Future, ThreadPoolExecutor
 
 from .connection import connect
+
+log = logging.getLogger("refold.sqlite")
 
 PASSIVE = 4 * 1024 * 1024
 TRUNCATE = 64 * 1024 * 1024
 """Bytes of the write-ahead log from which it is moved (without stopping anybody), and from which it is emptied too."""
+PATIENCE = 500
+AGAIN = 10.0
+"""Emptying waits so many milliseconds for readers, and writers wait meanwhile: not more often than every 10 s."""
 
 
 class Tidy:
@@ -26,36 +33,56 @@ class Tidy:
     def __init__(self, path: str) -> None:
         self._path = path
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="refold-sqlite-tidy")
-        self._busy: asyncio.Future[None] | None = None
-        self._next = 0
+        self._busy: Future[None] | None = None
+        self._moved = 0
+        self._emptied = -AGAIN
+        self._closing = threading.Event()
 
     def look(self) -> None:
-        """Start a checkpoint where one is due and none is under way. Cheap."""
-        self._next -= 1
-        if self._next > 0 or (self._busy is not None and not self._busy.done()):
+        """Start a checkpoint where one is due and none is under way. Cheap; called in the writer's thread."""
+        if self._closing.is_set() or (self._busy is not None and not self._busy.done()):
             return
-        self._next = 64
-        with contextlib.suppress(OSError):
+        try:
             size = os.stat(f"{self._path}-wal").st_size
-            if size > PASSIVE:
-                self._busy = asyncio.get_running_loop().run_in_executor(self._thread, self._checkpoint, size)
+        except OSError:
+            return
+        if size < self._moved:  # the write-ahead log was emptied
+            self._moved = 0
+        now = time.monotonic()
+        empty = size > TRUNCATE and now - self._emptied > AGAIN
+        if empty or size - self._moved > PASSIVE:
+            self._moved, self._emptied = size, now if empty else self._emptied
+            self._busy = self._thread.submit(self._move, empty)
 
-    def _checkpoint(self, size: int) -> None:
-        lock = os.open(f"{self._path}-tidy", os.O_RDWR | os.O_CREAT, 0o600)
+    def _move(self, empty: bool) -> None:
+        try:
+            lock = os.open(f"{self._path}-tidy", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        except OSError as error:
+            log.warning("%s-tidy cannot be opened, the write-ahead log grows: %s", self._path, error)
+            return
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            db = connect(self._path)
-            try:
-                db.execute(f"PRAGMA wal_checkpoint({'TRUNCATE' if size > TRUNCATE else 'PASSIVE'})").fetchall()
-            finally:
-                db.close()
-        except (BlockingIOError, sqlite3.OperationalError):
-            pass  # another process does it, or is writing: next time
+            checkpoint(self._path, empty)
+        except BlockingIOError:
+            pass  # another process does it
+        except sqlite3.Error as error:
+            log.warning("the write-ahead log of %s could not be moved: %s", self._path, error)
         finally:
             os.close(lock)
 
-    async def aclose(self) -> None:
-        """Let a checkpoint that is under way end."""
-        if self._busy is not None:
-            await asyncio.wait([self._busy])
-        self._thread.shutdown(wait=False)
+    def close(self) -> None:
+        """Let a checkpoint that is under way end. Blocks meanwhile."""
+        self._closing.set()
+        self._thread.shutdown(wait=True)
+
+
+def checkpoint(path: str, empty: bool) -> None:
+    """Move what can be moved without stopping anybody; then, with `empty`, stop the writers for the rest."""
+    db = connect(path)
+    try:
+        db.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
+        if empty:
+            db.execute(f"PRAGMA busy_timeout={PATIENCE}")
+            db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+    finally:
+        db.close()

@@ -3,85 +3,130 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import sqlite3
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
-from ...bus.errors import BrokerUnavailable, Overloaded
-from .connection import connect, transact, translated
+from ...bus.errors import BrokerUnavailable, LogFull, LogLocked, Overloaded
+from .connection import connect, same_file, transact, translated
 
 T = TypeVar("T")
 Job = Callable[[sqlite3.Connection], Any]
 
-MAX_BATCH = 8 * 1024 * 1024
-MAX_QUEUE = 256 * 1024 * 1024
-"""Bytes that may wait to be written; beyond it the caller is told to try again."""
+MAX_BATCH_BYTES = 8 * 1024 * 1024
+MAX_BATCH_JOBS = 2000
+MAX_QUEUE_BYTES = 64 * 1024 * 1024
+MAX_QUEUE_JOBS = 100_000
+"""What may wait to be written; beyond it the caller is told to try again."""
+
+
+class Request(NamedTuple):
+    """A job that waits for its transaction; `word` is what others are told when it is committed."""
+
+    job: Job
+    size: int
+    word: bytes
+    done: asyncio.Future[Any]
 
 
 class Writer:
-    """Runs jobs in transactions, in the order in which they were given. A lone job never waits for others."""
+    """Runs jobs in transactions, in the order in which they were given. A lone job never waits for others.
 
-    def __init__(self, path: str, synchronous: str, patience: float, on_commit: Callable[[], None]) -> None:
-        self._path = path
-        self._synchronous = synchronous
-        self._patience = patience
-        self._on_commit = on_commit
-        self._queue: deque[tuple[Job, int, asyncio.Future[Any]]] = deque()
+    `begun` is called in the writer's thread before each transaction, `committed` after it with the words of its jobs.
+    """
+
+    def __init__(
+        self, path: str, synchronous: str, patience: float, begun: Callable[[], None],
+        committed: Callable[[set[bytes]], None],
+    ) -> None:  # fmt: skip
+        self._path, self._synchronous, self._patience = path, synchronous, patience
+        self._begun, self._committed = begun, committed
+        self._opened = (0, 0)
+        self._queue: deque[Request] = deque()
         self._queued = 0
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="refold-sqlite-writer")
         self._db: sqlite3.Connection | None = None
         self._task: asyncio.Task[None] | None = None
         self._closed = False
 
-    async def do(self, job: Callable[[sqlite3.Connection], T], size: int = 0) -> T:
-        """Run a job in a transaction and return its result; durable then. A cancelled call may still be carried out."""
+    def watch(self, opened: tuple[int, int]) -> None:
+        """Refuse to write when the file is no longer this one."""
+        self._opened = opened
+
+    async def do(self, job: Callable[[sqlite3.Connection], T], size: int = 0, word: bytes = b"") -> T:
+        """Run a job in a transaction and return its result; durable then. A cancelled call is still carried out."""
         if self._closed:
             raise BrokerUnavailable(f"{self._path} is closed")
-        if self._queued > MAX_QUEUE:
-            raise Overloaded(f"{self._queued} bytes wait to be written to {self._path}: send more slowly")
-        future: asyncio.Future[T] = asyncio.get_running_loop().create_future()
-        self._queue.append((job, size, future))
+        if self._queued > MAX_QUEUE_BYTES or len(self._queue) >= MAX_QUEUE_JOBS:
+            raise Overloaded(f"{len(self._queue)} appends wait to be written to {self._path}: send more slowly")
+        done: asyncio.Future[T] = asyncio.get_running_loop().create_future()
+        self._queue.append(Request(job, size, word, done))
         self._queued += size
         if self._task is None or self._task.done():
             self._task = asyncio.get_running_loop().create_task(self._drain())
-        return await asyncio.shield(future)
+        return await done
+
+    def _next_batch(self) -> list[Request]:
+        batch: list[Request] = []
+        size = 0
+        while self._queue and len(batch) < MAX_BATCH_JOBS and size < MAX_BATCH_BYTES:
+            batch.append(self._queue.popleft())
+            size += batch[-1].size
+        self._queued -= size
+        return batch
 
     async def _drain(self) -> None:
         loop = asyncio.get_running_loop()
         while self._queue:
-            batch: list[tuple[Job, int, asyncio.Future[Any]]] = []
-            size = 0
-            while self._queue and (not batch or size < MAX_BATCH):
-                batch.append(self._queue.popleft())
-                size += batch[-1][1]
-            self._queued -= size
+            batch = self._next_batch()
             try:
-                results = await loop.run_in_executor(self._thread, self._commit, [job for job, _, _ in batch])
+                results = await loop.run_in_executor(self._thread, self._commit, batch)
             except Exception as error:  # noqa: BLE001 - each caller of the batch gets it: nothing of theirs is written
-                for _, _, future in batch:
-                    future.set_exception(error)
-                    future.exception()  # a caller that was cancelled looks at it no more
+                for request in batch:
+                    if not request.done.done():  # its caller has been cancelled
+                        request.done.set_exception(error)
             else:
-                for (_, _, future), result in zip(batch, results, strict=True):
-                    future.set_result(result)
+                for request, result in zip(batch, results, strict=True):
+                    if not request.done.done():
+                        request.done.set_result(result)
 
-    def _commit(self, jobs: list[Job]) -> list[Any]:
-        if self._db is None:
-            with translated(self._path):
+    def _commit(self, batch: list[Request]) -> list[Any]:
+        with translated(self._path):
+            if self._db is None:
                 self._db = connect(self._path, synchronous=self._synchronous)
+            same_file(self._path, self._opened)
         db = self._db
-        results = transact(db, self._path, self._patience, lambda: [job(db) for job in jobs])
-        self._on_commit()
+
+        def run() -> list[Any]:
+            self._begun()
+            return [request.job(db) for request in batch]
+
+        try:
+            results = transact(db, self._path, self._patience, run)
+        except (LogLocked, LogFull):
+            raise
+        except BrokerUnavailable:  # an error of the disk: whatever the connection believes of the file is forgotten
+            self._disconnect()
+            raise
+        self._committed({request.word for request in batch if request.word})
         return results
+
+    def _disconnect(self) -> None:
+        db, self._db = self._db, None
+        if db is not None:
+            with contextlib.suppress(sqlite3.Error):
+                db.close()
 
     async def aclose(self) -> None:
         """Finish what was accepted, then close the connection."""
         self._closed = True
-        while self._task is not None and not self._task.done():
-            await asyncio.wait([self._task])
-        if self._db is not None:
-            await asyncio.get_running_loop().run_in_executor(self._thread, self._db.close)
-            self._db = None
-        self._thread.shutdown(wait=False)
+        try:
+            while self._task is not None and not self._task.done():
+                await asyncio.wait([self._task])
+        finally:
+            closing = asyncio.get_running_loop().run_in_executor(self._thread, self._disconnect)
+            self._thread.shutdown(wait=False)
+            await closing
