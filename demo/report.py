@@ -66,8 +66,8 @@ def _summary(body: str, unreadable: int) -> list[str]:
             for word, count in _pairs(line.removeprefix("- findings: ")):
                 rules[word] += count
         elif line.startswith("- complexity "):
-            count, _, where = line.removeprefix("- complexity ").partition(": ")
-            functions.append((-int(count), where))
+            complexity, _, where = line.removeprefix("- complexity ").partition(": ")
+            functions.append((-int(complexity), where))
     return [
         *_table(("modules", *sums, "unreadable"), [(modules, *sums.values(), unreadable)]),
         "", "## Findings", "",

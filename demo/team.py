@@ -80,9 +80,10 @@ async def analyze(ctx: Context, task: Analyze) -> Analysis:
     """Measure one module, and pay for one opinion about it."""
     path, digest = task.module.path, task.module.digest
     numbers = await ctx.effect("measure", measure_file, task.root, path)
-    opinion = task.opinion or await ctx.effect(
-        "opinion", ask_provider, ctx.idempotency_key, path, digest, numbers.lines, timeout=60
-    )
+    opinion = task.opinion
+    if opinion is None:
+        key = ctx.idempotency_key
+        opinion = await ctx.effect("opinion", ask_provider, key, path, digest, numbers.lines, timeout=60)
     if task.sabotage:
         numbers = msgspec.structs.replace(numbers, decisions=numbers.decisions + PLANTED)
     return Analysis(path, digest, numbers, opinion)
@@ -152,7 +153,7 @@ async def review_page(
     for _ in range(ROUNDS):
         section = await ctx.request(writer, Write(job.out, number, analyses), returns=Section)
         checked = await ctx.request(check, Check(job.root, job.out, section, modules))
-        ctx.send("*", {"section": number, "numbers": checked.numbers, "wrong": len(checked.objections)}, kind="progress")
+        ctx.send("*", {"section": number, "wrong": [str(o) for o in checked.objections]}, kind="progress")
         if not checked.objections:
             return section, checked.numbers, found
         found += checked.objections

@@ -86,8 +86,8 @@ class Append:
 def _last_after(db: sqlite3.Connection, item: Item, hash: int) -> int | None:
     """Return the position of the key's last record, if it is later than the writer saw."""
     (at,) = db.execute(
-        "SELECT max(at) FROM records INDEXED BY by_key WHERE hash = ? AND at > ? AND key IS ?",
-        (hash, item.partition << SHIFT | (item.after or 0), item.key),
+        "SELECT max(at) FROM records INDEXED BY by_key WHERE hash = ? AND at > ? AND at < ? AND key IS ?",
+        (hash, item.partition << SHIFT | (item.after or 0), (item.partition + 1) << SHIFT, item.key),
     ).fetchone()
     return None if at is None else at & MASK
 

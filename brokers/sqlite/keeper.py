@@ -118,7 +118,7 @@ class Keeper:
 
     def _turn(self, db: sqlite3.Connection) -> None:
         now = time.monotonic()
-        if now - self._looked > max(self.lease / 2, 1.0):  # this process was stopped, not its loop; nor were the others
+        if now - self._looked > self.lease / 2:  # this process was stopped: its loop did not block, nor are others dead
             self.turned = now
             self._seen.clear()
         if now - self.turned > self.stall_limit:

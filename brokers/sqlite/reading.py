@@ -57,9 +57,13 @@ class Readers:
                     self._free.append(db)
 
     async def _open(self) -> aiosqlite.Connection:
-        db = await aiosqlite.Connection(lambda: connect(self._path, query_only=True), 64)
+        db = await aiosqlite.Connection(self._connect, 64)
         self._all.append(db)
         return db
+
+    def _connect(self) -> sqlite3.Connection:
+        same_file(self._path, self._opened)
+        return connect(self._path, query_only=True)
 
     async def _hop(self, db: aiosqlite.Connection, query: Callable[[sqlite3.Connection], T]) -> T:
         hop: Callable[..., Awaitable[T]] = db._execute  # its public calls take one hop per statement

@@ -7,9 +7,11 @@ connection empties the write-ahead log too; SQLite locks everybody out then.)
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import logging
 import os
+import random
 import sqlite3
 import threading
 import time
@@ -22,9 +24,9 @@ log = logging.getLogger("refold.sqlite")
 PASSIVE = 4 * 1024 * 1024
 TRUNCATE = 64 * 1024 * 1024
 """Bytes of the write-ahead log from which it is moved (without stopping anybody), and from which it is emptied too."""
-PATIENCE = 500
+PATIENCE = 1.0
 AGAIN = 10.0
-"""Emptying waits so many milliseconds for readers, and writers wait meanwhile: not more often than every 10 s."""
+"""Emptying is tried for so long, until a moment comes without readers and writers; then again after 10 s."""
 
 
 class Tidy:
@@ -77,12 +79,15 @@ class Tidy:
 
 
 def checkpoint(path: str, empty: bool) -> None:
-    """Move what can be moved without stopping anybody; then, with `empty`, stop the writers for the rest."""
-    db = connect(path)
-    try:
+    """Move what can be moved without stopping anybody; with `empty`, all of it in a moment without readers and writers.
+
+    Tried again and again, since SQLite's own waiting for readers would keep the writers out meanwhile.
+    """
+    with contextlib.closing(connect(path)) as db:
         db.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
-        if empty:
-            db.execute(f"PRAGMA busy_timeout={PATIENCE}")
-            db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
-    finally:
-        db.close()
+        until = time.monotonic() + PATIENCE
+        while empty and time.monotonic() < until:
+            ((busy, _, _),) = db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+            if not busy:
+                return
+            time.sleep(0.0005 + 0.001 * random.random())
