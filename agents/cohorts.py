@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from ..projections.view import Handling
+from typing import TYPE_CHECKING
 
-RunKey = tuple[str, str, str]
-"""(correlation id, agent, message id)."""
+if TYPE_CHECKING:
+    from .place import Place, RunKey
+
+    Trial = tuple[Place, RunKey]
+    """A handling that was runnable at a death, in the place where it runs."""
 
 FIRST = 8
 LONE_DEATHS = 3
@@ -13,46 +16,64 @@ LONE_DEATHS = 3
 
 
 class Cohorts:
-    """Decides which of the messages that were runnable at a death may start now. Pure bookkeeping."""
+    """Decides which of the messages that were runnable at a death may start now: one cohort at a time in a worker,
+    the suspects last, each with nothing beside it. Pure bookkeeping."""
 
     def __init__(self) -> None:
-        self.waiting: dict[RunKey, bool] = {}
-        self.running: dict[RunKey, None] = {}
+        self.waiting: dict[Trial, bool] = {}
+        self.running: dict[Trial, bool] = {}
         self.size = FIRST
 
     @property
     def active(self) -> bool:
-        """Messages of before the death are still held back, or on trial."""
+        """Messages of before a death are still held back, or on trial."""
         return bool(self.waiting or self.running)
 
-    def hold(self, key: RunKey, h: Handling) -> None:
+    @property
+    def needs_quiet(self) -> bool:
+        """Nothing else may start now: a suspect runs alone, or waits until it can."""
+        return any(self.running.values()) or (not self.running and bool(self.waiting))
+
+    def death(self) -> None:
+        """There was a death: begin with a small cohort again."""
+        self.size = FIRST
+
+    def hold(self, trial: Trial, *, suspect: bool) -> None:
         """The message was runnable at the death. Suspects (started before, nothing recorded since) go alone."""
-        self.waiting[key] = bool(h.starts)
+        if trial not in self.running:
+            self.waiting[trial] = suspect
 
-    def knows(self, key: RunKey) -> bool:
-        """The message is held back or on trial."""
-        return key in self.waiting or key in self.running
+    def passed(self, trial: Trial) -> bool:
+        """The message has recorded something since its start, has ended, or only waits: no death of its making.
 
-    def passed(self, key: RunKey) -> None:
-        """The message has recorded something since its start, has ended, or only waits: no death of its making."""
-        self.waiting.pop(key, None)
-        if self.running.pop(key, 0) is None and not self.running:
+        False where it was not on trial.
+        """
+        if self.waiting.pop(trial, None) is not None:
+            return True
+        if self.running.pop(trial, None) is None:
+            return False
+        if not self.running:
             self.size *= 2
+        return True
 
-    def next(self, others_running: bool) -> tuple[list[RunKey], bool]:
-        """Return the messages to start now, and whether they go alone."""
+    def drop(self, place: Place) -> None:
+        """The place is another worker's: its messages are on trial there."""
+        for trials in (self.waiting, self.running):
+            for trial in [t for t in trials if t[0] is place]:
+                del trials[trial]
+
+    def next(self, others_running: bool) -> list[Trial]:
+        """Return the messages to start now; those that go alone are one."""
         if self.running:
-            return [], False
-        innocent = [k for k, suspect in self.waiting.items() if not suspect][: self.size]
+            return []
+        innocent = [t for t, suspect in self.waiting.items() if not suspect][: self.size]
         if innocent:
-            return self._start(innocent), False
-        suspects = list(self.waiting)[:1]
-        if suspects and not others_running:
-            return self._start(suspects), True
-        return [], False
+            return self._start(innocent, alone=False)
+        suspects = [] if others_running else list(self.waiting)[:1]
+        return self._start(suspects, alone=True)
 
-    def _start(self, keys: list[RunKey]) -> list[RunKey]:
-        for key in keys:
-            del self.waiting[key]
-            self.running[key] = None
-        return keys
+    def _start(self, trials: list[Trial], *, alone: bool) -> list[Trial]:
+        for trial in trials:
+            del self.waiting[trial]
+            self.running[trial] = alone
+        return trials

@@ -11,9 +11,9 @@ from ..bus.errors import Divergence, PartitionLost, PoisonMessage, TryAgain
 from ..projections.view import Handling
 from . import outcome
 from .agent import Handler, missing_handler
-from .cohorts import LONE_DEATHS, RunKey
+from .cohorts import LONE_DEATHS
 from .execution import RunHost, execute, load
-from .place import Place
+from .place import Place, RunKey
 from .run import Run
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ class Crew:
     def queue(self, place: Place, key: RunKey, h: Handling) -> None:
         """Start the handling when a slot is free."""
         worker, round = self.worker, h.round
-        if place.alone.get(key):
+        if worker.cohorts.running.get((place, key)):
             worker.scheduler.take()
             self._go(place, key, round)
         else:
@@ -52,6 +52,7 @@ class Crew:
         gone = w is None or h is None or h.closed or h.round != round or place.run_of(key[0], h) is not None
         if gone or place.ended or worker.draining:
             worker.scheduler.release()
+            worker.passed(place, key)
             return
         assert w is not None
         assert h is not None
@@ -86,8 +87,8 @@ class Crew:
 
     async def _on_trial(self, place: Place, key: RunKey, run: Run, host: RunHost) -> bool:
         """After a death each start is recorded; True if the message has killed its process too often."""
-        h = run.handling()
-        if h is None or key not in place.alone:
+        h, alone = run.handling(), self.worker.cohorts.running.get((place, key))
+        if h is None or alone is None:
             return False
         if h.lone_starts >= LONE_DEATHS:
             error = PoisonMessage(f"its handling ended the process {h.lone_starts} times, with nothing beside it")
@@ -96,7 +97,7 @@ class Crew:
             run.finishing, run.last_id = True, records[-1].id
             await host.append(records)
             return True
-        run.announce = "alone" if place.alone[key] else "in a cohort"
+        run.announce = "alone" if alone else "in a cohort"
         return False
 
     def _ended(self, place: Place, key: RunKey, run: Run, wait: float) -> None:

@@ -19,10 +19,9 @@ from ..projections.patch import merge_patch
 from ..projections.view import NOWHERE, Ref
 from ..projections.workflow import Workflow
 from .calls import ADDRESS, typed
-from .cohorts import RunKey
 from .context import Context, PlainFacts
 from .outcome import completion, failure
-from .place import Place
+from .place import Place, RunKey
 from .run import Run
 from .threads import Threads
 

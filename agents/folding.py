@@ -13,8 +13,7 @@ from ..projections.partition import Folded
 from ..projections.verdict import Verdict
 from ..projections.view import Handling
 from ..projections.workflow import Workflow
-from .cohorts import RunKey
-from .place import Place
+from .place import Place, RunKey
 from .run import Run
 
 if TYPE_CHECKING:
@@ -83,7 +82,7 @@ def tell(worker: Worker, place: Place, f: Folded, w: Workflow) -> None:
         place.delivering.discard((correlation, r.fact.subject, r.fact.n, r.fact.cancel))
     if r.work is not None:
         key = (correlation, r.sender_id, r.work.message)
-        if place.cohorts.active and r.message_type != kinds.ATTEMPT_STARTED:
+        if worker.cohorts.active and r.message_type != kinds.ATTEMPT_STARTED:
             worker.passed(place, key)
         run = runs.get(key) if runs else None
         if run is not None and (run.writer == r.work.writer or r.id == run.last_id):
@@ -152,7 +151,8 @@ def activate(worker: Worker, place: Place) -> None:
         settle(worker, place, w)
     worker.due_at(place.next_due())
     if died:
-        start_cohort(worker, place)
+        worker.cohorts.death()
+        start_cohort(worker)
     worker.on_active(place)
 
 
@@ -162,26 +162,27 @@ def hold_back(worker: Worker, place: Place, w: Workflow) -> None:
     for agent in worker.agents.values():
         for h in may_run(w, agent.name, agent.concurrency, _only_waits):
             if not _only_waits(h) and not h.parked and (h.due is None or h.due <= now):
-                place.cohorts.hold((w.correlation, h.agent, h.message), h)
+                key = (w.correlation, h.agent, h.message)
+                worker.cohorts.hold((place, key), suspect=bool(h.starts))
 
 
 def _only_waits(h: Handling) -> bool:
     return h.begun and not h.starts and any(st.waits for st in h.steps.values())
 
 
-def start_cohort(worker: Worker, place: Place) -> None:
+def start_cohort(worker: Worker) -> None:
     """Start the next messages that were held back; what must run alone waits until nothing else runs."""
-    keys, alone = place.cohorts.next(worker.scheduler.used > 0)
-    if alone or (not keys and place.cohorts.waiting and not place.cohorts.running):
-        worker.scheduler.hold()
-    for key in keys:
+    cohorts, scheduler = worker.cohorts, worker.scheduler
+    trials = cohorts.next(scheduler.used > 0)
+    scheduler.hold() if cohorts.needs_quiet else scheduler.unhold()
+    for place, key in trials:
         w = place.fold.find(key[0])
         h = w.view.handling(key[1], key[2]) if w is not None else None
-        if w is None or h is None or h.closed:
-            worker.passed(place, key)
-            continue
-        place.alone[key] = alone
-        consider(worker, place, w)
+        if w is not None and h is not None and not h.closed:
+            consider(worker, place, w)
+            if place.run_of(key[0], h) is not None or scheduler.is_queued((place, key)):
+                continue
+        worker.passed(place, key)  # it cannot start now: it is over, not due, or behind another one
 
 
 def consider(worker: Worker, place: Place, w: Workflow) -> None:
@@ -224,7 +225,7 @@ def may_run(w: Workflow, agent: str, limit: int, waits: Callable[[Handling], boo
 
 
 def _start(worker: Worker, place: Place, key: RunKey, h: Handling) -> None:
-    if key in place.cohorts.waiting or (key, h.round) in place.diverged:
+    if (place, key) in worker.cohorts.waiting or (key, h.round) in place.diverged:
         return
     if place.not_before.get(key, 0.0) > worker.clock.monotonic():
         return

@@ -12,9 +12,10 @@ from ..projections.partition import PartitionFold
 from ..projections.status import next_due
 from ..projections.view import Handling
 from ..projections.workflow import Workflow
-from .cohorts import Cohorts, RunKey
 from .run import Run
 
+RunKey = tuple[str, str, str]
+"""(correlation id, agent, message id)."""
 MAX_SKEW = 60.0
 """A timestamp further ahead of this worker's clock (seconds) does not move its time (semantics, section 6)."""
 
@@ -41,8 +42,6 @@ class Place:
         self.saved_position = fold.position
         self.checkpoint_failed = False
         self.trust_idle = True
-        self.cohorts = Cohorts()
-        self.alone: dict[RunKey, bool] = {}
         self._numbers = count(1)
         self._due: list[tuple[float, str]] = []
         self._dues: dict[str, float] = {}

@@ -33,6 +33,10 @@ class Scheduler:
         """How many wait to be started."""
         return len(self._start)
 
+    def is_queued(self, key: Hashable) -> bool:
+        """The key waits to be started."""
+        return key in self._start
+
     def start(self, key: Hashable, priority: int, go: Callable[[], None]) -> None:
         """Call `go` when a slot is free; a key that is queued already stays where it is."""
         if key not in self._start:

@@ -20,12 +20,12 @@ from ..bus.message import AgentMessage
 from ..projections.checkpoint import read_history
 from ..projections.workflow import Workflow
 from .agent import Agent
-from .cohorts import RunKey
+from .cohorts import Cohorts
 from .crew import Crew
 from .folding import fold_batch, settle, start_cohort
 from .ownership import give_up, save_checkpoint, take_over
 from .parcels import deliver, forward_strays
-from .place import Place
+from .place import Place, RunKey
 from .presence import join
 from .records import Records
 from .run import Run
@@ -83,6 +83,7 @@ class Worker:
         self.source = source or Source()
         self.threads = Threads(threads, self._threads_exhausted)
         self.scheduler = Scheduler(concurrency, self._quiet)
+        self.cohorts = Cohorts()
         self.records = Records(broker)
         self.crew = Crew(self, max_live)
         self.watchdog = Watchdog()
@@ -234,6 +235,8 @@ class Worker:
         self.places.pop(place.partition, None)
         self._owed.pop(place, None)
         self.crew.end_all(place, why)
+        self.cohorts.drop(place)
+        self._quiet()
 
     # ---- what the fold asks for --------------------------------------------------------------------------------------
     def spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
@@ -277,19 +280,11 @@ class Worker:
 
     def passed(self, place: Place, key: RunKey) -> None:
         """After a death: this message was not its cause."""
-        if not place.cohorts.knows(key) and key not in place.alone:
-            return
-        if place.alone.pop(key, False):
-            self.scheduler.unhold()
-        place.cohorts.passed(key)
-        start_cohort(self, place)
+        if self.cohorts.passed((place, key)):
+            self._quiet()
 
     def _quiet(self) -> None:
-        for place in self.places.values():
-            if place.cohorts.waiting:
-                self._loop.call_soon(start_cohort, self, place)
-                return
-        self._loop.call_soon(self.scheduler.unhold)
+        self._loop.call_soon(start_cohort, self)
 
     async def lease_good(self, place: Place) -> None:
         """Return when more than a quarter of the lease is left. Raises PartitionLost."""

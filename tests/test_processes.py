@@ -61,14 +61,19 @@ def team(tmp_path):
     made.end()
 
 
-def test_two_workers_of_a_group_share_the_work_and_each_message_is_handled_once(go, team):
+def test_two_workers_of_a_group_share_the_work_and_each_message_is_handled_once(go, until, team):
     async def main():
         team.start("worker")
         team.start("worker")
         async with MessageBus.open(team.url) as bus:
+
+            async def both_own_partitions():
+                return sum(bool(m.presence.partitions) for m in await bus.broker.members("g")) == 2
+
+            await until(both_own_partitions)
             handles = [await bus.start("worker", team.job(n), id=f"w{n}") for n in range(60)]
             results = [await h.result(20) for h in handles]
-        assert len({tuple(r) for r in results}) == 2
+        assert {pid for pair in results for pid in pair} == {p.pid for p in team.processes}
         paid = Counter(" ".join(line.split()[:2]) for line in team.lines())
         assert paid == {f"{n} {half}": 1 for n in range(60) for half in ("first", "second")}
 
