@@ -61,16 +61,16 @@ def team(tmp_path):
     made.end()
 
 
+async def all_own_partitions(bus: MessageBus, group: str, members: int) -> bool:
+    return sum(bool(m.presence.partitions) for m in await bus.broker.members(group)) == members
+
+
 def test_two_workers_of_a_group_share_the_work_and_each_message_is_handled_once(go, until, team):
     async def main():
         team.start("worker")
         team.start("worker")
         async with MessageBus.open(team.url) as bus:
-
-            async def both_own_partitions():
-                return sum(bool(m.presence.partitions) for m in await bus.broker.members("g")) == 2
-
-            await until(both_own_partitions)
+            await until(lambda: all_own_partitions(bus, "g", 2))
             handles = [await bus.start("worker", team.job(n), id=f"w{n}") for n in range(60)]
             results = [await h.result(20) for h in handles]
         assert {pid for pair in results for pid in pair} == {p.pid for p in team.processes}
@@ -192,11 +192,12 @@ def test_an_agent_that_is_started_later_completes_what_waited(go, team):
     go(main())
 
 
-def test_children_run_in_other_processes_of_other_groups(go, team):
+def test_children_run_in_other_processes_of_other_groups(go, until, team):
     async def main():
         team.start("parent", "parents")
         workers = [team.start("worker", "workers") for _ in range(2)]
         async with MessageBus.open(team.url) as bus:
+            await until(lambda: all_own_partitions(bus, "workers", 2))
             results = await bus.request("parent", team.job(children=30), timeout=25)
         assert {pid for pair in results for pid in pair} == {w.pid for w in workers}
 
@@ -243,7 +244,7 @@ def test_a_handler_that_blocks_the_loop_for_three_leases_keeps_its_lease_and_run
 
 def test_a_handler_that_blocks_the_loop_for_ever_is_ended_at_the_stall_limit(go, until, team):
     async def main():
-        first = team.start("blocker", lease=0.3, stall_limit=1.0)
+        first = team.start("blocker", lease=0.3, stall_limit=2.5)
         async with MessageBus.open(team.url) as bus:
             await bus.start("blocker", team.job(1, seconds=600), id="b")
             await until(lambda: first.poll() is not None, 20)
