@@ -51,10 +51,8 @@ class MessageBus(Sender):
         self, broker: Broker, *, sender: str = "client", authorise: Authorise = allow, seal: Seal = unsealed,
         clock: Clock | None = None, source: Source | None = None,
     ) -> None:  # fmt: skip
-        super().__init__(broker, authorise=authorise, seal=seal)
+        super().__init__(broker, authorise=authorise, seal=seal, clock=clock, source=source)
         self.sender = sender
-        self.clock = clock or Clock()
-        self.source = source or Source()
         self._hints = Hints(broker)
 
     @classmethod

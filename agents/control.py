@@ -150,8 +150,8 @@ async def _parent(bus: Sender, child: Follower, workflow: str, request: str) -> 
 async def _say(bus: Sender, correlation: str, kind: str, fact: facts.Fact) -> None:
     """Append a control record and see what became of it. Raises VerbRefused."""
     record = AgentMessage(
-        sender_id=getattr(fact, "actor", "") or "operator", receiver_id="*", message_type=kind,
-        correlation_id=correlation, fact=fact,
+        id=bus.source.new_id(), sender_id=getattr(fact, "actor", "") or "operator", receiver_id="*",
+        message_type=kind, correlation_id=correlation, timestamp=bus.clock.now(), fact=fact,
     )  # fmt: skip
     await bus.send_control(record)
     follower = await _follow(bus, correlation)

@@ -196,7 +196,7 @@ def consider(worker: Worker, place: Place, w: Workflow) -> None:
             return place.is_idle((w.correlation, h.agent, h.message))
         return not (run.has_slot or run.calls or run.wants_slot)
 
-    for name in {agent for agent, _ in w.view.open}:
+    for name in dict.fromkeys(agent for agent, _ in w.view.open):
         agent = worker.agents.get(name)
         if agent is None:
             continue

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
-import socket
 from typing import TYPE_CHECKING
 
 from ..bus import codec, facts, kinds
@@ -49,7 +47,7 @@ def _owner_record(worker: Worker, event: Assigned) -> AgentMessage:
         id=worker.source.new_id(), sender_id=worker.member, receiver_id="*", message_type=kinds.OWNER,
         correlation_id="", timestamp=worker.clock.now(),
         fact=facts.Owner(
-            group=worker.group, epoch=event.epoch, member=worker.member, pid=os.getpid(), host=socket.gethostname(),
+            group=worker.group, epoch=event.epoch, member=worker.member, pid=worker.pid, host=worker.host,
             agents={name: agent.kinds for name, agent in worker.agents.items()},
         ),
     )  # fmt: skip

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from ..bus import codec, facts, kinds
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("refold.worker")
 
 
-async def deliver(worker: Worker, place: Place, correlations: set[str]) -> None:
+async def deliver(worker: Worker, place: Place, correlations: Iterable[str]) -> None:
     """Append what these workflows owe to others, then the marks. Raises PartitionLost, BrokerUnavailable."""
     partitions = worker.broker.meta.partitions
     copies: list[Item] = []

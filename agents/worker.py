@@ -7,7 +7,7 @@ import logging
 import os
 import socket
 from collections import OrderedDict
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Sequence
 from typing import Any
 
 from msgspec import Struct
@@ -76,7 +76,8 @@ class Worker:
             names = ", ".join(a.name for a in agents) or "none"
             raise ConfigError(f"a worker hosts one or more agents with different names, not: {names}")
         self.group = group
-        self.member = member or f"{socket.gethostname()}-{os.getpid()}-{os.urandom(2).hex()}"
+        self.host, self.pid = socket.gethostname(), os.getpid()
+        self.member = member or f"{self.host}-{self.pid}-{os.urandom(2).hex()}"
         self.app = app
         self.lease, self.stall_limit, self.drain_time = lease, stall_limit, drain
         self.clock = clock or Clock()
@@ -98,7 +99,7 @@ class Worker:
         self._stopping = asyncio.Event()
         self._stopped = False
         self._taking: dict[int, asyncio.Task[None]] = {}
-        self._owed: dict[Place, set[str]] = {}
+        self._owed: dict[Place, dict[str, None]] = {}
         self._parcel_bell = asyncio.Event()
         self._timer_bell = asyncio.Event()
         self._checkpoint_bell = asyncio.Event()
@@ -249,7 +250,7 @@ class Worker:
 
     def deliver(self, place: Place, correlation: str) -> None:
         """The workflow owes something to another one."""
-        self._owed.setdefault(place, set()).add(correlation)
+        self._owed.setdefault(place, {})[correlation] = None
         self._parcel_bell.set()
 
     def due_at(self, due: float | None) -> None:
@@ -388,7 +389,7 @@ class Worker:
                 if owned is None or (owned.active and await self._carefully(forward_strays(self, owned), "a stray")):
                     self.strays.discard(partition)
 
-    def _again(self, place: Place, correlations: set[str]) -> None:
+    def _again(self, place: Place, correlations: Iterable[str]) -> None:
         for correlation in correlations:
             if not place.ended:
                 self.consider_after(0.5, place, correlation)
@@ -409,7 +410,7 @@ class Worker:
     def presence(self) -> Presence:
         """Return what this worker tells of itself."""
         return Presence(
-            member=self.member, group=self.group, app=self.app, pid=os.getpid(), host=socket.gethostname(),
+            member=self.member, group=self.group, app=self.app, pid=self.pid, host=self.host,
             agents={name: agent.kinds for name, agent in self.agents.items()},
             capabilities={name: agent.capabilities for name, agent in self.agents.items() if agent.capabilities},
             partitions=tuple(sorted(self.places)), running=self.scheduler.used, queued=self.scheduler.queued,

@@ -38,9 +38,8 @@ from ..bus.broker import (
     Revoked,
     Stored,
 )  # fmt: skip
-from ..bus.clock import Clock
+from ..bus.clock import Clock, Source
 from ..bus.errors import ConfigError, LogMismatch, LogMissing, LogTruncated, TooLarge
-from ..bus.message import new_id
 from ..bus.partition import partition_of
 
 DEFAULT_PARTITIONS = 4
@@ -69,12 +68,12 @@ class Log:
         self.presences: dict[str, tuple[Presence, float, float]] = {}
         self.listeners: dict[str, MemoryListener] = {}
 
-    def create(self, spec: LogSpec, now: float) -> LogMeta:
+    def create(self, spec: LogSpec, log_id: str, now: float) -> LogMeta:
         n = spec.partitions or DEFAULT_PARTITIONS
         sizes = {k: v for k in ("max_record", "max_append") if (v := getattr(spec, k)) is not None}
         self.partitions = [[] for _ in range(n)]
         self.by_key = [defaultdict(list) for _ in range(n)]
-        self.meta = LogMeta(log_id=new_id(), partitions=n, created=now, rules=RULES, **sizes)
+        self.meta = LogMeta(log_id=log_id, partitions=n, created=now, rules=RULES, **sizes)
         return self.meta
 
 
@@ -97,10 +96,13 @@ class MemoryBroker:
 
     capabilities = Capabilities(compare_and_append=True, refuse_duplicates=True, fence_appends=True)
 
-    def __init__(self, log: Log | None = None, *, name: str = "", clock: Clock | None = None) -> None:
+    def __init__(
+        self, log: Log | None = None, *, name: str = "", clock: Clock | None = None, source: Source | None = None
+    ) -> None:
         self.log = log or Log()
         self.url = f"memory://{name}"
         self.clock = clock or Clock()
+        self.source = source or Source()
 
     @property
     def meta(self) -> LogMeta:
@@ -124,7 +126,7 @@ class MemoryBroker:
         if meta is None:
             if not create:
                 raise LogMissing("there is no log in memory yet; it lives in the process that made it")
-            return self.log.create(spec, self.clock.now())
+            return self.log.create(spec, self.source.new_id(), self.clock.now())
         wrong = [
             f"{k} is {getattr(meta, k)}, asked for {v}"
             for k in spec.__struct_fields__
@@ -294,7 +296,7 @@ class MemoryBroker:
 
     @contextlib.asynccontextmanager
     async def listen(self) -> AsyncIterator[MemoryListener]:
-        listener = MemoryListener()
+        listener = MemoryListener(self.source.new_id())
         self.log.listeners[listener.address] = listener
         try:
             yield listener
@@ -308,8 +310,8 @@ class MemoryBroker:
 class MemoryListener:
     """A queue of hints."""
 
-    def __init__(self) -> None:
-        self.address = new_id()
+    def __init__(self, address: str) -> None:
+        self.address = address
         self.hints: asyncio.Queue[bytes] = asyncio.Queue()
 
     async def get(self) -> bytes:
@@ -441,14 +443,20 @@ class MemorySubscription:
         self.rebalance()
 
     def die(self) -> None:
-        """Vanish without a word."""
+        """Fall silent for the lease: others take over; it is told if it ever asks."""
         members = self.log.subscriptions[self.group]
         if self in members:
             members.remove(self)
-            for partition in list(self.holds):
+            for partition, epoch in list(self.holds.items()):
                 self.log.owned[self.group][partition].owner = None
                 self._drop(partition)
+                self.tell(Lost(partition, epoch))
             self.rebalance()
+
+    def come_back(self) -> None:
+        """Speak again after having fallen silent: a member like any other, which owns nothing yet. For tests."""
+        self.log.subscriptions[self.group].append(self)
+        self.rebalance()
 
     def leave(self) -> None:
         """Release everything."""

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from . import rules
 from .broker import Broker, Conflict, Duplicate, Fenced, Item, Outgoing
+from .clock import Clock, Source
 from .errors import YourBug
 from .message import AgentMessage
 from .partition import partition_of
@@ -36,8 +37,13 @@ def unsealed(message: AgentMessage) -> AgentMessage:
 class Sender:
     """Appends messages from outside. Concurrent senders share the broker's commits."""
 
-    def __init__(self, broker: Broker, *, authorise: Authorise = allow, seal: Seal = unsealed) -> None:
+    def __init__(
+        self, broker: Broker, *, authorise: Authorise = allow, seal: Seal = unsealed, clock: Clock | None = None,
+        source: Source | None = None,
+    ) -> None:  # fmt: skip
         self.broker = broker
+        self.clock = clock or Clock()
+        self.source = source or Source()
         self._authorise = authorise
         self._seal = seal
 

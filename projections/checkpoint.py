@@ -53,7 +53,7 @@ def changes(
 
     `idle` says whether a workflow's runs only wait.
     """
-    names = fold.changed | set(fold.live) | set(fold.entries) if whole else fold.changed
+    names = sorted(fold.changed | set(fold.live) | set(fold.entries) if whole else fold.changed)
     changed: dict[bytes, bytes] = {}
     for correlation in names:
         entry = fold.entries.get(correlation)
@@ -62,7 +62,7 @@ def changes(
             entry = freeze(w, idle=idle(w))
         if entry is not None:
             changed[record_key(correlation)] = entry
-    gone = [key for c in fold.gone if (key := record_key(c)) not in changed]
+    gone = [key for c in sorted(fold.gone) if (key := record_key(c)) not in changed]
     fold.changed, fold.gone = set(), set()
     changed[HEAD] = msgspec.msgpack.encode(Head(CHECKPOINT_FORMAT, RULES, fold.shared()))
     for n, stubs in fold.stubs.take_changed(everything=whole).items():
