@@ -3,25 +3,47 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import chain
+from typing import TypeVar
 
-from ...bus.broker import Appended, Conflict, Duplicate, Fence, Fenced, Item, LogMeta, Result
+from ...bus.broker import Appended, Conflict, Duplicate, Fence, Fenced, Item, LogMeta, Result, Stored
 from ...bus.errors import TooLarge
 from .leases import current_epoch
 from .schema import MASK, SHIFT, id_hash, key_hash
 
-INSERT = "INSERT INTO records VALUES (?, ?, ?, ?, ?, ?)"
+T = TypeVar("T")
+COLUMNS = "(?, ?, ?, ?, ?, ?)"
+INSERT = f"INSERT INTO records VALUES {COLUMNS}"
+KNOWN = (
+    "SELECT r.hash, r.id, min(r.at) FROM (VALUES {}) AS v CROSS JOIN records AS r INDEXED BY by_key"
+    " ON r.hash = v.column1 AND r.id = v.column2 GROUP BY r.hash, r.id"
+)
+MANY = 128
+"""Rows that one statement takes: each statement gives the interpreter's lock away, and must wait to have it back."""
 
 
 class Tails:
-    """The last position and time of each partition, as far as this transaction has asked for them."""
+    """The last position and time of each partition, and what the current transaction appends."""
 
     def __init__(self) -> None:
         self._known: dict[int, tuple[int, float]] = {}
+        self._db: sqlite3.Connection | None = None
+        self._version = -1
+        self._open = False
+        self.fresh: dict[int, list[Stored]] = {}
 
-    def forget(self) -> None:
-        """A transaction begins: other processes may have appended."""
-        self._known.clear()
+    def begin(self, db: sqlite3.Connection) -> None:
+        """A transaction has begun: forget what others may have changed, or what was rolled back."""
+        (version,) = db.execute("PRAGMA data_version").fetchone()  # moves when another connection commits
+        if self._open or db is not self._db or version != self._version:
+            self._known.clear()
+        self._db, self._version, self._open, self.fresh = db, version, True, {}
+
+    def committed(self) -> dict[int, list[Stored]]:
+        """It is durable: return what it appended, by partition."""
+        self._open = False
+        return self.fresh
 
     def take(self, db: sqlite3.Connection, partition: int, count: int, now: float) -> tuple[int, float]:
         """Return the rowid before the next `count` records and their time, which never goes back in a partition."""
@@ -53,34 +75,100 @@ class Append:
     """An append whose hashes are made before the transaction; called in it."""
 
     def __init__(self, tails: Tails, items: Sequence[Item], fence: Fence | None, now: float) -> None:
-        self._tails, self._items, self._fence, self._now = tails, items, fence, now
-        self._hashes = [
+        self.tails, self.items, self.fence, self.now = tails, items, fence, now
+        self.hashes = [
             (key_hash(item.partition, item.key), [id_hash(item.key, r.id) for r in item.records]) for item in items
         ]
 
     def __call__(self, db: sqlite3.Connection) -> list[Result]:
-        if self._fence is not None:
-            epoch = current_epoch(db, self._fence.group, self._fence.partition)
-            if epoch != self._fence.epoch:
-                return [Fenced(epoch)] * len(self._items)
-        return [self._append(db, item, *hashes) for item, hashes in zip(self._items, self._hashes, strict=True)]
+        return self.together(db, [self])[0]
 
-    def _append(self, db: sqlite3.Connection, item: Item, hash: int, ids: list[bytes]) -> Result:
+    @staticmethod
+    def together(db: sqlite3.Connection, appends: Sequence[Append]) -> list[list[Result]]:
+        """Carry out several, in order, with few statements: as if one after the other."""
+        return Commit(db, appends).run()
+
+
+class Commit:
+    """Appends that share a transaction. Their rows are inserted at the end; what one must see of another is kept."""
+
+    def __init__(self, db: sqlite3.Connection, appends: Sequence[Append]) -> None:
+        self._db, self._appends = db, appends
+        self._known = known(db, [(hash, id) for a in appends for hash, ids in a.hashes for id in ids])
+        self._epochs: dict[tuple[str, int], int | None] = {}
+        self._last: dict[tuple[int, str | None], int] = {}
+        self._rows: list[Row] = []
+
+    def run(self) -> list[list[Result]]:
+        """Return the results of each append."""
+        out = [self._one(a) for a in self._appends]
+        insert(self._db, self._rows)
+        return out
+
+    def _one(self, a: Append) -> list[Result]:
+        if a.fence is not None:
+            epoch = self._epoch(a.fence)
+            if epoch != a.fence.epoch:
+                return [Fenced(epoch)] * len(a.items)
+        return [self._append(a, item, *hashes) for item, hashes in zip(a.items, a.hashes, strict=True)]
+
+    def _epoch(self, fence: Fence) -> int | None:
+        key = (fence.group, fence.partition)
+        if key not in self._epochs:
+            self._epochs[key] = current_epoch(self._db, *key)
+        return self._epochs[key]
+
+    def _append(self, a: Append, item: Item, hash: int, ids: list[bytes]) -> Result:
         for id in ids:
-            (at,) = db.execute("SELECT min(at) FROM records WHERE hash = ? AND id = ?", (hash, id)).fetchone()
+            at = self._known.get((hash, id))
             if at is not None:
                 return Duplicate(at & MASK)
+        key = (item.partition, item.key)
         if item.after is not None:
-            last = _last_after(db, item, hash)
-            if last is not None:
+            last = self._last.get(key) or _last_after(self._db, item, hash)
+            if last is not None and last > item.after:
                 return Conflict(last)
-        at, time = self._tails.take(db, item.partition, len(ids), self._now)
-        rows = [
-            (at + i, hash, id, time, item.key, record.value)
-            for i, (id, record) in enumerate(zip(ids, item.records, strict=True), 1)
-        ]
-        db.executemany(INSERT, rows)
-        return Appended(tuple(row[0] & MASK for row in rows))
+        at, time = a.tails.take(self._db, item.partition, len(ids), a.now)
+        fresh = a.tails.fresh.setdefault(item.partition, [])
+        positions = []
+        for id, record in zip(ids, item.records, strict=True):
+            at += 1
+            self._known.setdefault((hash, id), at)
+            self._rows.append((at, hash, id, time, item.key, record.value))
+            positions.append(at & MASK)
+            fresh.append(Stored(positions[-1], item.key, record.value, time))
+        if positions:
+            self._last[key] = positions[-1]
+        return Appended(tuple(positions))
+
+
+Row = tuple[int, int, bytes, float, str | None, bytes]
+
+
+def known(db: sqlite3.Connection, ids: list[tuple[int, bytes]]) -> dict[tuple[int, bytes], int]:
+    """Return where the log has records of these (hash, id) first."""
+    out: dict[tuple[int, bytes], int] = {}
+    for some in _chunks(ids):
+        sql = KNOWN.format(", ".join(["(?, ?)"] * len(some)))
+        rows = db.execute(sql, list(chain.from_iterable(some))).fetchall()
+        out.update(((hash, id), at) for hash, id, at in rows)
+    return out
+
+
+def insert(db: sqlite3.Connection, rows: list[Row]) -> None:
+    """Insert rows with few statements."""
+    for some in _chunks(rows):
+        db.execute(INSERT + f", {COLUMNS}" * (len(some) - 1), list(chain.from_iterable(some)))
+
+
+def _chunks(rows: list[T]) -> Iterator[list[T]]:
+    """Cut a list into pieces of 128, 64, ... 1: few statements, and few different ones, which stay compiled."""
+    start, size = 0, MANY
+    while start < len(rows):
+        while size > len(rows) - start:
+            size //= 2
+        yield rows[start : start + size]
+        start += size
 
 
 def _last_after(db: sqlite3.Connection, item: Item, hash: int) -> int | None:
@@ -100,5 +188,7 @@ def append_raw(
     rows = [
         (at + i, key_hash(partition, key), b"", time, key, value) for i, (key, value) in enumerate(records, 1)
     ]
-    db.executemany(INSERT, rows)
+    insert(db, rows)
+    fresh = tails.fresh.setdefault(partition, [])
+    fresh += [Stored(row[0] & MASK, row[4], row[5], time) for row in rows]
     return tuple(row[0] & MASK for row in rows)

@@ -6,8 +6,9 @@ import asyncio
 import contextlib
 import logging
 import os
+import sqlite3
 from collections.abc import AsyncIterator, Callable, Collection, Sequence
-from typing import Literal
+from typing import Literal, TypeVar
 from urllib.parse import parse_qs, quote, unquote, urlsplit
 
 from ...bus.broker import (
@@ -37,6 +38,8 @@ from .keeper import Keeper, exit_stalled
 from .subscription import SqliteSubscription
 from .tidy import Tidy
 from .writer import Writer
+
+T = TypeVar("T")
 
 log = logging.getLogger("refold.sqlite")
 
@@ -153,20 +156,32 @@ class SqliteBroker:
         refuse_network(self.path)
 
     # ---- what happens around a commit, in the writer's thread --------------------------------------------------------
-    def _begun(self) -> None:
-        self._tails.forget()
+    def _begun(self, db: sqlite3.Connection) -> None:
+        self._tails.begin(db)
 
     def _committed(self, words: set[bytes]) -> None:
+        fresh = self._tails.committed()
+        if fresh:
+            self._call(self._deliver, fresh)
         for word in words:
             self._tell(word)
         self._tidy.look()
 
     def _tell(self, word: bytes) -> None:
+        """Tell the other processes; of this one's own commits its subscriptions get the records themselves."""
         if self._bell is not None:
             self._bell.ring(word)
+        if word != COMMIT:
+            self._call(self._heard, word)
+
+    def _call(self, function: Callable[[T], None], given: T) -> None:
         if self._subscriptions and self._loop is not None:
             with contextlib.suppress(RuntimeError):  # the loop is closed
-                self._loop.call_soon_threadsafe(self._heard, word)
+                self._loop.call_soon_threadsafe(function, given)
+
+    def _deliver(self, fresh: dict[int, list[Stored]]) -> None:
+        for sub in self._subscriptions:
+            sub.offer(fresh)
 
     def _heard(self, word: bytes) -> None:
         for sub in self._subscriptions:

@@ -139,14 +139,18 @@ def ends(db: sqlite3.Connection, partitions: range) -> dict[int, int]:
     return {p: 1 if at is None else (at & MASK) + 1 for p, at in found.items()}
 
 
-def batches(db: sqlite3.Connection, wanted: Sequence[tuple[int, int]], limit: int) -> dict[int, list[Stored]]:
-    """Return up to `limit` records of several partitions, each from its position on."""
+def batches(
+    db: sqlite3.Connection, wanted: Sequence[tuple[int, int]], limit: int
+) -> tuple[dict[int, list[Stored]], bool]:
+    """Return up to `limit` records of several partitions, each from its position on; and whether there were more."""
     out: dict[int, list[Stored]] = {}
+    more = False
     for partition, start in wanted:
-        records = page(db, partition, start, None, limit).records
-        if records:
-            out[partition] = records
-            limit -= len(records)
+        found = page(db, partition, start, None, limit)
+        more = more or found.next is not None
+        if found.records:
+            out[partition] = found.records
+            limit -= len(found.records)
             if limit <= 0:
-                break
-    return out
+                return out, True
+    return out, more

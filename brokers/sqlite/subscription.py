@@ -8,7 +8,7 @@ import math
 from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING
 
-from ...bus.broker import Assigned, Batch, Event, Lost
+from ...bus.broker import Assigned, Batch, Event, Lost, Stored
 from . import leases
 from .checkpoints import Save
 from .doorbell import MEMBERS
@@ -18,6 +18,8 @@ from .reading import batches
 if TYPE_CHECKING:
     from .broker import SqliteBroker
 
+MAX_FRESH = 20_000
+"""Records of this process's own commits that are kept until they are fetched; beyond it they are read from the file."""
 LOOK_AGAIN = 0.5
 """Seconds after which the log is looked at although nobody rang: datagrams may be lost."""
 
@@ -35,13 +37,33 @@ class SqliteSubscription:
         self._paused: set[int] = set()
         self._epochs: dict[int, int] = {}
         self._turn = 0
+        self._fresh: dict[int, list[Stored]] = {}
+        self._kept = 0
+        self._look = False
 
     def hear(self, word: bytes) -> None:
-        """Another process, or this one, has committed something."""
+        """Another process has committed something, or this one something else than records."""
         if word == MEMBERS:
             self.keeper.wake()
         else:
-            self._news.set()
+            self._look_again()
+
+    def offer(self, fresh: dict[int, list[Stored]]) -> None:
+        """This process has committed records: they need not be read where they follow on what was delivered."""
+        for partition, records in fresh.items():
+            if partition in self._next and partition not in self._paused:
+                self._fresh.setdefault(partition, []).extend(records)
+                self._kept += len(records)
+                self._news.set()
+        if self._kept > MAX_FRESH:
+            self._fresh.clear()
+            self._kept = 0
+            self._look_again()
+
+    def _look_again(self) -> None:
+        """The log itself must be read: it may hold more than this process has appended."""
+        self._look = True
+        self._news.set()
 
     def tell(self, event: Event) -> None:
         """An event from the keeper's thread."""
@@ -58,13 +80,15 @@ class SqliteSubscription:
         while True:
             self._news.clear()
             out = self._take_events()
-            out += await self._records(max_records)
+            out += await self._records(max_records) if self._look or max_wait <= 0 else self._take_fresh(max_records)
             left = until - self._loop.time()
             if out or left <= 0:
                 return out
-            with contextlib.suppress(TimeoutError):
+            try:
                 async with asyncio.timeout(min(left, LOOK_AGAIN)):
                     await self._news.wait()
+            except TimeoutError:
+                self._look = True
 
     def _take_events(self) -> list[Event]:
         events, self._events = self._events, []
@@ -72,6 +96,7 @@ class SqliteSubscription:
             if isinstance(event, Assigned):
                 self._epochs[event.partition] = event.epoch
                 self._next.pop(event.partition, None)
+                self._drop_fresh(event.partition)
             elif isinstance(event, Lost):
                 self._forget(event.partition)
         return events
@@ -80,14 +105,50 @@ class SqliteSubscription:
         self._epochs.pop(partition, None)
         self._next.pop(partition, None)
         self._paused.discard(partition)
+        self._drop_fresh(partition)
+
+    def _take_fresh(self, limit: int) -> list[Event]:
+        """Return what this process has appended itself, as far as it follows on what was delivered."""
+        out: list[Event] = []
+        for partition in list(self._fresh):
+            records, start = self._fresh.pop(partition), self._next[partition]
+            self._kept -= len(records)
+            if records[0].position < start:
+                records = [r for r in records if r.position >= start]
+                if not records:
+                    continue
+            if records[0].position > start or records[-1].position - records[0].position >= len(records):
+                self._look_again()  # somebody else has appended in between
+                continue
+            if len(records) > limit:
+                self._fresh[partition] = records[limit:]
+                self._kept += len(records) - limit
+                records = records[:limit]
+                self._news.set()
+            limit -= len(records)
+            out.append(Batch(partition, self._epochs[partition], records))
+            self._next[partition] = records[-1].position + 1
+            if limit <= 0:
+                self._news.set()
+                break
+        return out
+
+    def _drop_fresh(self, partition: int) -> None:
+        self._kept -= len(self._fresh.pop(partition, ()))
 
     async def _records(self, limit: int) -> list[Event]:
+        """Read what follows on what was delivered."""
+        self._look = False
         wanted = [(p, n) for p, n in self._next.items() if p in self._epochs and p not in self._paused]
         if not wanted:
             return []
         self._turn = (self._turn + 1) % len(wanted)
         wanted = wanted[self._turn :] + wanted[: self._turn]
-        found = await self.broker.readers.run(lambda db: batches(db, wanted, limit))
+        try:
+            found, more = await self.broker.readers.run(lambda db: batches(db, wanted, limit))
+        except BaseException:
+            self._look_again()
+            raise
         out: list[Event] = []
         for partition, start in wanted:
             records = found.get(partition)
@@ -96,18 +157,23 @@ class SqliteSubscription:
             if records and epoch is not None and not moved:
                 out.append(Batch(partition, epoch, records))
                 self._next[partition] = records[-1].position + 1
+        if more:
+            self._look_again()
         return out
 
     def seek(self, partition: int, position: int) -> None:
         self._next[partition] = max(position, 1)
-        self._news.set()
+        self._drop_fresh(partition)
+        self._look_again()
 
     def pause(self, partitions: Collection[int]) -> None:
         self._paused |= set(partitions)
+        for partition in partitions:
+            self._drop_fresh(partition)
 
     def resume(self, partitions: Collection[int]) -> None:
         self._paused -= set(partitions)
-        self._news.set()
+        self._look_again()
 
     # ---- ownership ---------------------------------------------------------------------------------------------------
     async def release(self, partition: int, epoch: int) -> None:

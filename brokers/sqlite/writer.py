@@ -8,6 +8,7 @@ import sqlite3
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from itertools import groupby
 from typing import Any, NamedTuple, TypeVar
 
 from ...bus.errors import BrokerUnavailable, LogFull, LogLocked, Overloaded
@@ -32,6 +33,15 @@ class Request(NamedTuple):
     done: asyncio.Future[Any]
 
 
+def carry_out(db: sqlite3.Connection, jobs: list[Job]) -> list[Any]:
+    """Run jobs in order; those that know how to be done together, and follow on each other, in one go."""
+    results: list[Any] = []
+    for kind, group in groupby(jobs, key=type):
+        some, together = list(group), getattr(kind, "together", None)
+        results += together(db, some) if together is not None else [job(db) for job in some]
+    return results
+
+
 class Writer:
     """Runs jobs in transactions, in the order in which they were given. A lone job never waits for others.
 
@@ -39,7 +49,7 @@ class Writer:
     """
 
     def __init__(
-        self, path: str, synchronous: str, patience: float, begun: Callable[[], None],
+        self, path: str, synchronous: str, patience: float, begun: Callable[[sqlite3.Connection], None],
         committed: Callable[[set[bytes]], None],
     ) -> None:  # fmt: skip
         self._path, self._synchronous, self._patience = path, synchronous, patience
@@ -101,8 +111,8 @@ class Writer:
         db = self._db
 
         def run() -> list[Any]:
-            self._begun()
-            return [request.job(db) for request in batch]
+            self._begun(db)
+            return carry_out(db, [request.job for request in batch])
 
         try:
             results = transact(db, self._path, self._patience, run)

@@ -1,0 +1,63 @@
+"""The same pipeline, one workflow at a time: how long an answer takes."""
+
+from __future__ import annotations
+
+import asyncio
+import statistics
+import time
+import uuid
+from pathlib import Path
+from typing import Any
+
+import raw as hand
+from measure import Figure, Row
+from rows.pipeline import agents, nothing
+
+WORKFLOWS = 400
+
+
+async def one_by_one(request: Any) -> dict[str, float]:
+    """Ask again and again; milliseconds a workflow."""
+    for _ in range(50):
+        await request()
+    times = []
+    for _ in range(WORKFLOWS):
+        started = time.perf_counter()
+        await request()
+        times.append((time.perf_counter() - started) * 1000)
+    return {"p50": statistics.median(times), "p99": statistics.quantiles(times, n=100)[98]}
+
+
+def raw(folder: Path) -> dict[str, float]:
+    """The hand-written pipeline."""
+
+    async def main() -> dict[str, float]:
+        async with hand.opened(str(folder / "raw.db")) as log:
+            loop = hand.Pipeline(log, {f"stage{i}": nothing for i in range(1, hand.STAGES + 1)})
+            task = asyncio.create_task(loop.run())
+            found = await one_by_one(lambda: loop.request(str(uuid.uuid4())))
+            task.cancel()
+            return found
+
+    return asyncio.run(main())
+
+
+def refold(folder: Path) -> dict[str, float]:
+    """`bus.request`: from the call to the decoded answer."""
+    from refold import run
+
+    async def main() -> dict[str, float]:
+        async with run(*agents(), broker=f"sqlite:///{folder}/refold.db") as bus:
+            return await one_by_one(lambda: bus.request("stage1", hand.PAYLOAD))
+
+    return asyncio.run(main())
+
+
+ROW = Row(
+    "5-stage pipeline in one process, one at a time",
+    [
+        Figure("p50", "p50", "ms", "ratio <= 1.5", better="less"),
+        Figure("p99", "p99", "ms", better="less"),
+    ],
+    {"raw": raw, "refold": refold},
+)

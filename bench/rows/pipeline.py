@@ -1,0 +1,119 @@
+"""Five stages in one process, agents that do nothing, 100 workflows at once."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+import uuid
+from pathlib import Path
+from typing import Any
+
+import raw as hand
+from measure import Figure, Row
+
+AT_ONCE, WORKFLOWS = 100, 6000
+
+
+async def nothing(payload: Any) -> Any:
+    """An agent by hand."""
+    return payload
+
+
+def agents() -> list[Any]:
+    """Five agents of refold: each forwards to the next, the last one answers."""
+    from refold import Agent
+
+    made = [Agent(f"stage{i}") for i in range(1, hand.STAGES + 1)]
+
+    def between(agent: Agent, target: str) -> None:
+        @agent.on_task
+        async def handle(ctx, payload):  # type: ignore[no-untyped-def]
+            return ctx.forward(target, payload)
+
+    for agent, after in zip(made[:-1], made[1:], strict=True):
+        between(agent, after.name)
+
+    @made[-1].on_task
+    async def last(payload):  # type: ignore[no-untyped-def]
+        return payload
+
+    return made
+
+
+async def flood(request: Any, workflows: int, at_once: int) -> float:
+    """Keep that many workflows open; return workflows per second."""
+    todo = iter(range(workflows))
+
+    async def client() -> None:
+        for _ in todo:
+            await request()
+
+    started = time.perf_counter()
+    await asyncio.gather(*(client() for _ in range(at_once)))
+    return workflows / (time.perf_counter() - started)
+
+
+def by_hand(pipeline: type[hand.Pipeline], folder: Path) -> dict[str, float]:
+    """Measure a hand-written pipeline."""
+
+    async def main() -> float:
+        async with hand.opened(str(folder / "raw.db")) as log:
+            loop = pipeline(log, {f"stage{i}": nothing for i in range(1, hand.STAGES + 1)})
+            task = asyncio.create_task(loop.run())
+            request = lambda: loop.request(str(uuid.uuid4()))  # noqa: E731
+            await flood(request, 500, AT_ONCE)
+            rate = await flood(request, WORKFLOWS, AT_ONCE)
+            task.cancel()
+            return rate
+
+    rate = asyncio.run(main())
+    return {"engine": rate, "answers": rate}
+
+
+def raw(folder: Path) -> dict[str, float]:
+    """A task for each message, as agents that wait need it; appends share commits."""
+    return by_hand(hand.Pipeline, folder)
+
+
+def lockstep(folder: Path) -> dict[str, float]:
+    """One message after another, one commit a round: the fastest loop, but an agent that waits stops all others."""
+    return by_hand(hand.LockstepPipeline, folder)
+
+
+def refold(folder: Path) -> dict[str, float]:
+    """Engine: a workflow is over when its last stage has ended. Answers: a client waits for each answer."""
+    from refold import AgentMessage, run
+
+    ended = asyncio.Queue[None]()
+
+    def on_handled(handling: Any) -> None:
+        if handling.agent == f"stage{hand.STAGES}":
+            ended.put_nowait(None)
+
+    async def main() -> dict[str, float]:
+        async with run(*agents(), broker=f"sqlite:///{folder}/refold.db", on_handled=on_handled) as bus:
+
+            async def one() -> None:
+                await bus.send_message(AgentMessage.request("stage1", hand.PAYLOAD))
+                await ended.get()
+
+            async def answered() -> None:
+                await bus.request("stage1", hand.PAYLOAD)
+                ended.get_nowait()
+
+            await flood(one, 500, AT_ONCE)
+            engine = await flood(one, WORKFLOWS, AT_ONCE)
+            return {"engine": engine, "answers": await flood(answered, WORKFLOWS // 2, AT_ONCE)}
+
+    return asyncio.run(main())
+
+
+ROW = Row(
+    "5-stage pipeline in one process, 100 workflows at once",
+    [
+        Figure("engine", "", "workflows/s", "ratio >= 0.7"),
+        Figure("answers", "a client waits for each answer", "workflows/s"),
+        Figure("engine", "against a loop in lockstep (an agent that waits stops all)", "workflows/s", base="lockstep"),
+    ],
+    {"raw": raw, "refold": refold, "lockstep": lockstep},
+)
