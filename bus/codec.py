@@ -129,9 +129,21 @@ def _read(wanted: Any, value: Any) -> Any:
         if wanted is object:
             return value
         raise _UnreadableError(f"JSON cannot be read as {wanted!r}")
-    return validate(value)
+    try:
+        return validate(value)
+    except ValueError as error:
+        raise ValueError(_findings(error)) from error
+
+
+def _findings(error: ValueError) -> str:
+    """Return what pydantic found, in one line: where in the payload, and what."""
+    errors = getattr(error, "errors", None)
+    if errors is None:
+        return str(error)
+    return "; ".join(": ".join(filter(None, (".".join(map(str, e["loc"])), e["msg"]))) for e in errors())
 
 
 __all__ = [
-    "canonical", "decode", "digest", "encode", "envelope", "payload", "payload_as", "to_json", "with_changes",
+    "bare", "canonical", "decode", "digest", "encode", "envelope", "payload", "payload_as", "shown", "to_json",
+    "with_changes",
 ]  # fmt: skip
