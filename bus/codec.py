@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from functools import lru_cache
+from itertools import accumulate
 from typing import Any
 
 import msgspec
@@ -10,17 +12,24 @@ from msgspec import Raw, Struct
 
 from .errors import SchemaError, UndecodableRecord
 from .facts import CALL_DECODER, DECODERS, REQUIRED
+from .kinds import PARTITION
 from .message import AgentMessage, Envelope
 from .values import canonical, digest, to_json
 
 RAW = "raw"
 UNKNOWN = "unknown"
+DEEPEST = 500
+"""What is nested deeper is no record: how much deeper a decoder can go depends on its caller's stack."""
 
+_UNREADABLE = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 _encoder = msgspec.json.Encoder()
 _message = msgspec.json.Decoder(AgentMessage)
 _envelope = msgspec.json.Decoder(Envelope)
 _object = msgspec.json.Decoder(dict[str, Raw])
 _FIELDS = frozenset(AgentMessage.__struct_fields__)
+_STRING = re.compile(rb'"(?:[^"\\]|\\.)*+"', re.DOTALL)
+_NO_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
+_STEPS = {b: 1 if b in b"[{" else -1 for b in b"[]{}"}
 
 
 class _Payload(Struct):
@@ -54,10 +63,11 @@ def encode(message: AgentMessage) -> bytes:
 def decode(raw: bytes) -> AgentMessage:
     """Return the message of a record. Raises UndecodableRecord."""
     try:
+        _check_text(raw)
         _identity.decode(raw)
         message = _message.decode(raw)
         _open_fact(message)
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+    except _UNREADABLE as error:
         raise UndecodableRecord(f"not a record of refold: {error}") from error
     vars(message)[RAW] = raw
     return message
@@ -66,15 +76,40 @@ def decode(raw: bytes) -> AgentMessage:
 def envelope(raw: bytes) -> Envelope:
     """Return what the fold reads of a record; its payload is skipped. Raises UndecodableRecord."""
     try:
+        _check_text(raw)
         r = _envelope.decode(raw)
         _open_fact(r)
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+    except _UNREADABLE as error:
         raise UndecodableRecord(f"not a record of refold: {error}") from error
     return r
 
 
+def bare(raw: bytes) -> AgentMessage:
+    """Return the message without payload, schema and headers: of a record where those cannot be decoded.
+
+    Raises UndecodableRecord.
+    """
+    r = envelope(raw)
+    return AgentMessage(**{name: getattr(r, name) for name in Envelope.__struct_fields__})
+
+
+def _check_text(raw: bytes) -> None:
+    """What the decoder does not look at where it skips: encoding and depth."""
+    if not raw.isascii():
+        str(raw, "utf-8")
+    if len(raw) > 2 * DEEPEST and raw.count(b"[") + raw.count(b"{") > DEEPEST and _depth(raw) > DEEPEST:
+        raise msgspec.ValidationError(f"nested more than {DEEPEST} deep")
+
+
+def _depth(raw: bytes) -> int:
+    brackets = _STRING.sub(b"", raw).translate(None, _NO_BRACKETS)
+    return max(accumulate(map(_STEPS.__getitem__, brackets)), default=0)
+
+
 def _open_fact(r: Envelope) -> None:
     kind = r.message_type
+    if not r.correlation_id and kind not in PARTITION:
+        raise msgspec.ValidationError("no workflow - at `$.correlation_id`")
     if r.fact is not None:
         raw = bytes(r.fact)  # type: ignore[call-overload]
         fact = None if raw == b"null" else DECODERS.get(kind, CALL_DECODER).decode(raw)
@@ -96,8 +131,19 @@ def with_changes(message: AgentMessage, **changes: Any) -> AgentMessage:
 
 
 def payload(raw: bytes) -> Any:
-    """Return a record's payload as plain JSON types."""
-    return _payload.decode(raw).payload
+    """Return a record's payload as plain JSON types. Raises SchemaError where it cannot be decoded."""
+    try:
+        return _payload.decode(raw).payload
+    except _UNREADABLE as error:
+        raise SchemaError(f"the payload cannot be decoded: {error}") from error
+
+
+def shown(raw: bytes) -> Any:
+    """Return a record's payload for people: what cannot be decoded is a text that says so."""
+    try:
+        return payload(raw)
+    except SchemaError as error:
+        return f"({error})"
 
 
 def payload_as(raw: bytes, wanted: Any) -> Any:
@@ -109,7 +155,7 @@ def payload_as(raw: bytes, wanted: Any) -> Any:
         return _typed_payload(wanted).decode(raw).payload
     except _UnreadableError as error:
         raise TypeError(str(error)) from None
-    except msgspec.ValidationError as error:
+    except _UNREADABLE as error:
         raise SchemaError(f"the payload is no {getattr(wanted, '__name__', wanted)}: {error}") from error
 
 

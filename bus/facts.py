@@ -2,12 +2,26 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
-from msgspec import Raw, Struct
+from msgspec import Meta, Raw, Struct
 
 from . import kinds
+
+LAST = 253_402_300_799.0
+"""The last second of the year 9999: what is later is no time (milliseconds, more likely)."""
+
+Id = Annotated[str, Meta(min_length=1, max_length=128)]
+Correlation = Annotated[str, Meta(max_length=128)]
+Writer = Annotated[str, Meta(max_length=192)]
+StepPath = Annotated[str, Meta(max_length=1024)]
+Count = Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)]
+Priority = Annotated[int, Meta(ge=0, le=9)]
+Time = Annotated[float, Meta(ge=-LAST, le=LAST)]
+Seconds = Annotated[float, Meta(ge=0, le=LAST)]
+Amount = Annotated[float, Meta(ge=-1e15, le=1e15)]
+"""What every reader can keep, whoever wrote the record: bytes beyond these are no record."""
 
 
 class Fact(Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):
@@ -22,7 +36,7 @@ class Call(Fact, frozen=True):
 
     name: str = ""
     digest: str = ""
-    causes: tuple[str, ...] = ()
+    causes: tuple[StepPath, ...] = ()
     error: str = ""
 
 
@@ -43,7 +57,7 @@ class EffectCompleted(Fact, frozen=True):
     name: str = ""
     digest: str = ""
     policy: str = "idempotent"
-    cost: dict[str, float] = msgspec.field(default_factory=dict)
+    cost: dict[str, Amount] = msgspec.field(default_factory=dict)
 
 
 class EffectFailed(Fact, frozen=True):
@@ -55,7 +69,7 @@ class EffectFailed(Fact, frozen=True):
     policy: str = "idempotent"
     final: bool = False
     error: str = ""
-    due: float | None = None
+    due: Time | None = None
 
 
 class EffectUnknown(Fact, frozen=True):
@@ -74,14 +88,14 @@ class AttemptFailed(Fact, frozen=True):
     """`attempt_failed`: `due` is when the next attempt may start; `parked` (a reason) when none will by itself."""
 
     error: str = ""
-    due: float | None = None
+    due: Time | None = None
     parked: str = ""
 
 
 class TimerSet(Fact, frozen=True):
     """`timer_set`: a `sleep` (no kind) or a `receive` of `kind`; `due` in unix seconds, None = no deadline."""
 
-    due: float | None = None
+    due: Time | None = None
     kind: str = ""
     name: str = ""
     digest: str = ""
@@ -106,7 +120,7 @@ class Delivered(Fact, frozen=True):
     """`delivered`: `subject` (a record's id) reached the other workflow, for the n-th time; or its cancel did."""
 
     subject: str
-    n: int = 0
+    n: Count = 0
     cancel: bool = False
 
 
@@ -122,7 +136,7 @@ class Compensation(Fact, frozen=True):
 class RolledBack(Fact, frozen=True):
     """`rolled_back`: the path is cut to `to_version`; `with_inputs` are whole messages, applied after `reapply`."""
 
-    to_version: int
+    to_version: Count
     op_id: str
     reason: str = ""
     actor: str = ""
@@ -135,8 +149,8 @@ class Forked(Fact, frozen=True):
     """`forked`: the first record of a fork."""
 
     parent: str
-    parent_generation: int
-    parent_version: int
+    parent_generation: Count
+    parent_version: Count
     prefix_digest: str = ""
 
 
@@ -154,7 +168,7 @@ class Expired(Fact, frozen=True):
 class DeadLettered(Fact, frozen=True):
     """`dead_lettered`: the payload is the error's text; `causes` the steps whose failures escaped."""
 
-    causes: tuple[str, ...] = ()
+    causes: tuple[StepPath, ...] = ()
     error: str = ""
     reason: str = ""
 
@@ -183,10 +197,10 @@ class Owner(Fact, frozen=True):
     """`owner`: `group` owns the partition from here on under `epoch`; `agents` maps agent -> kinds it listens to."""
 
     group: str
-    epoch: int
+    epoch: Count
     agents: dict[str, tuple[str, ...]] = msgspec.field(default_factory=dict)
     member: str = ""
-    pid: int = 0
+    pid: Count = 0
     host: str = ""
 
 
@@ -194,7 +208,7 @@ class OwnerReleased(Fact, frozen=True):
     """`owner_released`: the owner gave the partition up alive."""
 
     group: str
-    epoch: int
+    epoch: Count
     member: str = ""
 
 
@@ -208,7 +222,7 @@ class Retired(Fact, frozen=True):
 class Forwarded(Fact, frozen=True):
     """`forwarded`: the record at `position` was in the wrong partition and has been appended where it belongs."""
 
-    position: int
+    position: Count
     correlation_id: str = ""
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from msgspec import Raw, Struct, field
 from uuid_utils import uuid7
 
-from .facts import Fact
+from .facts import Correlation, Count, Fact, Id, Priority, Seconds, StepPath, Time, Writer
 from .kinds import ERROR_REPORT, TASK_REQUEST, TASK_RESPONSE, MessageType
 
 if TYPE_CHECKING:
@@ -27,49 +27,49 @@ def new_id() -> str:
 class Work(Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):
     """Which piece of work wrote a record: the run `writer` of the handling of `message`, at `step`, in `round`."""
 
-    message: str
-    step: str = ""
-    round: int = 0
-    attempt: int = 0
-    writer: str = ""
+    message: Id
+    step: StepPath = ""
+    round: Count = 0
+    attempt: Count = 0
+    writer: Writer = ""
     done: bool = False
 
 
 class Origin(Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):
     """Of a message from another workflow: that workflow, its record's id, step and generation."""
 
-    workflow: str
-    id: str
-    step: str = ""
-    generation: int = 0
+    workflow: Id
+    id: Id
+    step: StepPath = ""
+    generation: Count = 0
 
 
 class Expected(Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):
     """A condition that admission judges; a field that is None is not asked for."""
 
-    version: int | None = None
-    generation: int | None = None
-    inputs: int | None = None
+    version: Count | None = None
+    generation: Count | None = None
+    inputs: Count | None = None
 
 
 class Envelope(Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):
     """All of a record but its payload, schema and headers."""
 
-    id: str
-    sender_id: str
-    receiver_id: str
-    message_type: str
-    correlation_id: str
-    timestamp: float
-    priority: int = 5
-    ttl: float | None = None
-    causation_id: str | None = None
-    generation: int | None = None
-    in_reply_to: str | None = None
+    id: Id
+    sender_id: Id
+    receiver_id: Id
+    message_type: Id
+    correlation_id: Correlation
+    timestamp: Time
+    priority: Priority = 5
+    ttl: Seconds | None = None
+    causation_id: Id | None = None
+    generation: Count | None = None
+    in_reply_to: Id | None = None
     asked: bool = False
-    answers: str | None = None
-    deadline: float | None = None
-    to: str | None = None
+    answers: Id | None = None
+    deadline: Time | None = None
+    to: Id | None = None
     origin: Origin | None = None
     expected: Expected | None = None
     work: Work | None = None
@@ -93,8 +93,8 @@ class AgentMessage(Envelope, frozen=True, kw_only=True, omit_defaults=True, dict
     'me'
     """
 
-    id: str = field(default_factory=new_id)
-    timestamp: float = field(default_factory=time.time)
+    id: Id = field(default_factory=new_id)
+    timestamp: Time = field(default_factory=time.time)
     payload: Any = None
     schema: str | None = None
     headers: dict[str, str] = field(default_factory=dict)

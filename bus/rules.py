@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+from collections.abc import Iterator
 from typing import Any, NoReturn
 
 import msgspec
@@ -12,34 +13,56 @@ import msgspec
 from . import codec, kinds
 from .broker import LogMeta
 from .errors import InvalidMessage, TooLarge, UndecodableRecord
-from .message import AgentMessage, Envelope
-from .values import MAX_DEPTH, check_value, to_json
+from .message import AgentMessage, Envelope, Origin, Work
+from .values import MAX_DEPTH, check_value, printable, to_json
 
 ID = re.compile(r"[!-~]{1,128}")
 ID_FIELDS = ("id", "sender_id", "receiver_id", "message_type", "correlation_id", "causation_id", "in_reply_to",
              "answers", "to")  # fmt: skip
 _ANYTHING = LogMeta(log_id="", partitions=1)
-_strict = msgspec.json.Decoder(AgentMessage)
 
 
 def check(message: AgentMessage, meta: LogMeta = _ANYTHING) -> bytes:
     """Return the bytes of a message that may enter the log. Raises InvalidMessage, TooLarge."""
-    if codec.RAW not in message.__dict__:
-        check_headers(message.headers)
-        plain = to_json(message.payload)
-        if plain is not message.payload:
-            message = codec.with_changes(message, payload=plain)
+    kept = vars(message)
+    if codec.RAW in kept:
+        return codec.encode(check_bytes(kept[codec.RAW], meta))
+    check_headers(message.headers)
+    plain = to_json(message.payload)
+    if plain is not message.payload:
+        message = codec.with_changes(message, payload=plain)
     try:
         raw = codec.encode(message)
-        _strict.decode(raw)
-    except msgspec.ValidationError as error:
-        problem, _, path = str(error).partition(" - at `")
-        raise InvalidMessage(problem, path=path.rstrip("`") or "$", remedy="see AgentMessage for the types") from error
-    except (TypeError, ValueError) as error:
-        raise InvalidMessage(str(error), remedy="see AgentMessage for the types of its fields") from error
+    except (TypeError, ValueError, RecursionError) as error:
+        raise _unencodable(message, error) from error
     check_fields(message)
+    if message.fact is not None or codec.UNKNOWN in kept:  # what nobody has looked at yet
+        check_bytes(raw, meta)
+    else:
+        _decoded(raw)
     check_size(raw, meta)
     return raw
+
+
+def _unencodable(message: AgentMessage, error: Exception) -> InvalidMessage:
+    """Find the field that cannot be encoded."""
+    for name in message.__struct_fields__:
+        try:
+            msgspec.json.encode(getattr(message, name))
+        except (TypeError, ValueError, RecursionError):
+            remedy = "see AgentMessage for the types of its fields"
+            if isinstance(error, UnicodeEncodeError):
+                return InvalidMessage("a lone surrogate, which UTF-8 cannot carry", path=f"$.{name}", remedy=remedy)
+            return InvalidMessage(str(error), path=f"$.{name}", remedy=remedy)
+    return InvalidMessage(str(error), remedy="see AgentMessage for the types of its fields")
+
+
+def _decoded(raw: bytes) -> AgentMessage:
+    try:
+        return codec.decode(raw)
+    except UndecodableRecord as error:
+        problem, _, path = str(error.__cause__).partition(" - at `")
+        raise InvalidMessage(problem, path=path.rstrip("`") or "$", remedy="see AgentMessage for its fields") from error
 
 
 def check_headers(headers: Any) -> None:
@@ -56,22 +79,33 @@ def check_headers(headers: Any) -> None:
 
 
 def check_fields(r: Envelope) -> None:
-    """Judge the envelope's values (their types are known to be right). Raises InvalidMessage."""
-    for name in ID_FIELDS:
-        value = getattr(r, name)
-        if value is None or ID.fullmatch(value) or (name == "correlation_id" and not value and _of_partition(r)):
+    """Judge the envelope's values, where their types are right. Raises InvalidMessage."""
+    for path, value in _ids(r):
+        if not isinstance(value, str) or ID.fullmatch(value):
+            continue
+        if path == "correlation_id" and not value and _of_partition(r):
             continue
         raise InvalidMessage(
-            f"{value[:40]!r} is no id", path=f"$.{name}", remedy="use 1 to 128 printable ASCII characters, no spaces"
+            f"{value[:40]!r} is no id", path=f"$.{path}", remedy="use 1 to 128 printable ASCII characters, no spaces"
         )
     for name in ("timestamp", "ttl", "deadline"):
         number = getattr(r, name)
-        if number is not None and not math.isfinite(number):
+        if isinstance(number, float) and not math.isfinite(number):
             raise InvalidMessage(f"{number} is not finite", path=f"$.{name}", remedy="give seconds as a number")
-    if r.ttl is not None and r.ttl < 0:
+    if isinstance(r.ttl, float | int) and r.ttl < 0:
         raise InvalidMessage(f"{r.ttl} is negative", path="$.ttl", remedy="give the seconds that it may wait")
-    if not 0 <= r.priority <= 9:
+    if isinstance(r.priority, int) and not 0 <= r.priority <= 9:
         raise InvalidMessage(f"{r.priority} is not within 0..9", path="$.priority", remedy="9 is most urgent")
+
+
+def _ids(r: Envelope) -> Iterator[tuple[str, object]]:
+    for name in ID_FIELDS:
+        yield name, getattr(r, name)
+    if isinstance(r.work, Work):
+        yield "work.message", r.work.message
+    if isinstance(r.origin, Origin):
+        yield "origin.workflow", r.origin.workflow
+        yield "origin.id", r.origin.id
 
 
 def _of_partition(r: Envelope) -> bool:
@@ -122,11 +156,7 @@ def check_bytes(raw: bytes, meta: LogMeta = _ANYTHING) -> AgentMessage:
     if not isinstance(tree, _Pairs):
         raise InvalidMessage(f"expected an object, got {type(tree).__name__}", remedy="send one JSON object")
     check_value(_unique(tree, "$", 0), "$", -1)
-    try:
-        message = codec.decode(raw)
-    except UndecodableRecord as error:
-        problem, _, path = str(error.__cause__).partition(" - at `")
-        raise InvalidMessage(problem, path=path.rstrip("`") or "$", remedy="see AgentMessage for its fields") from error
+    message = _decoded(raw)
     check_fields(message)
     return message
 
@@ -142,7 +172,9 @@ def _unique(value: Any, path: str, depth: int) -> Any:
         out: dict[str, Any] = {}
         for k, v in value:
             if k in out:
-                raise InvalidMessage(f"the key {k!r} comes twice", path=f"{path}.{k}", remedy="send it once")
+                raise InvalidMessage(
+                    f"the key {k!r} comes twice", path=printable(f"{path}.{k}"), remedy="send it once"
+                )
             out[k] = _unique(v, f"{path}.{k}", depth + 1)
         return out
     if isinstance(value, list):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 from collections.abc import Iterator
 from hashlib import blake2b
@@ -19,7 +20,10 @@ MIN_INT, MAX_INT = -(2**63), 2**64 - 1
 
 def canonical(value: Any) -> bytes:
     """Return the one spelling of a JSON value: keys sorted, no spaces, UTF-8."""
-    return orjson.dumps(value, option=orjson.OPT_SORT_KEYS)
+    try:
+        return orjson.dumps(value, option=orjson.OPT_SORT_KEYS)
+    except TypeError:  # foreign bytes may hold integers beyond 64 bits, and nest deeper than orjson goes
+        return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
 
 
 def digest(value: Any) -> str:
@@ -108,6 +112,11 @@ def check_text(text: str, path: str) -> None:
         text.encode()
     except UnicodeEncodeError:
         raise InvalidMessage(
-            "a lone surrogate, which UTF-8 cannot carry", path=path.encode(errors="replace").decode(),
+            "a lone surrogate, which UTF-8 cannot carry", path=printable(path),
             remedy="decode the text with errors='replace'",
         ) from None  # fmt: skip
+
+
+def printable(text: str) -> str:
+    """Return the text with `?` for what UTF-8 cannot carry."""
+    return text.encode(errors="replace").decode()

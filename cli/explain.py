@@ -36,7 +36,7 @@ def _errors(history: History) -> list[str]:
             continue
         key = (r.sender_id, r.work.message)
         if r.message_type in (kinds.ATTEMPT_FAILED, kinds.DEAD_LETTERED, kinds.ERROR_REPORT):
-            told[key] = f"{r.sender_id} failed: {codec.payload(j.value)}"
+            told[key] = f"{r.sender_id} failed: {codec.shown(j.value)}"
         elif r.work.done:
             told.pop(key, None)
     return list(told.values())

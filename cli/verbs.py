@@ -97,7 +97,7 @@ def dlq_show(id: Id, broker: BrokerOption = None, json: JsonOption = False) -> N
 
         async with opened(broker) as log:
             history = await read_workflow(log, id)
-            payloads = {j.envelope.id: codec.payload(j.value) for j in history.records}
+            payloads = {j.envelope.id: codec.shown(j.value) for j in history.records}
             return [(d, payloads.get(d.message)) for d in dead_letters.of(history)]
 
     found = asyncio.run(main())

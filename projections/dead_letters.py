@@ -75,5 +75,5 @@ def _reason(history: History, h: Handling) -> tuple[str, float]:
         r = j.envelope
         ends = r.message_type in (kinds.DEAD_LETTERED, kinds.ERROR_REPORT)
         if ends and r.sender_id == h.agent and r.work is not None and r.work.message == h.message:
-            return str(codec.payload(j.value)), j.time
+            return str(codec.shown(j.value)), j.time
     return "", 0.0

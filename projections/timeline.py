@@ -63,7 +63,7 @@ def timeline(history: History) -> list[Moment]:
         out.append(
             Moment(
                 j.position, j.time, j.time - start, r.message_type, r.sender_id, r.receiver_id, str(j.verdict),
-                r.work.step if r.work else "", _about(r), _short(codec.payload(j.value)),
+                r.work.step if r.work else "", _about(r), _short(codec.shown(j.value)),
                 r.work.writer if r.work else "", pid, member,
             )
         )  # fmt: skip
