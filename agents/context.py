@@ -8,9 +8,10 @@ from collections.abc import Awaitable, Callable, Coroutine, Generator
 from typing import Any, Generic, TypeVar, cast, overload
 
 from ..bus import codec, ids, kinds
-from ..bus.errors import HandlerError, NeedsAsyncHandler
+from ..bus.errors import HandlerError, NeedsAsyncHandler, YourBug
 from ..bus.message import AgentMessage
 from .agent import Agent, Handler, handler_of, name_of
+from .branches import discard
 from .calls import KEY, Call, OutputCall, RequestCall, TimerCall, check_kind, digest_of, effect_call
 from .retry import RetryPolicy
 from .run import Run, current_effect
@@ -20,48 +21,74 @@ R = TypeVar("R")
 Target = str | Agent | Callable[..., Any]
 
 
-class Pending(Generic[T]):
-    """A step that was made and not yet taken: await it, or give it to `ctx.gather`."""
+class Once:
+    """What can be awaited once, and must be."""
 
-    __slots__ = ("call", "run")
+    __slots__ = ("run", "used")
 
-    def __init__(self, run: Run, call: Call) -> None:
+    def __init__(self, run: Run) -> None:
         self.run = run
-        self.call = call
+        self.used = False
         run.unawaited.add(self)
 
-    def __await__(self) -> Generator[Any, None, T]:
-        self.run.unawaited.discard(self)
-        return cast("Generator[Any, None, T]", self.run.take(self.call).__await__())
+    def use(self) -> None:
+        """It is awaited now. Raises YourBug where it was before."""
+        if self.used:
+            raise self.run.bug(YourBug(f"{self} was awaited already; call ctx again for another step"))
+        self.close()
 
     def close(self) -> None:
-        """Drop the step: it is not taken."""
+        """It is awaited, or never will be."""
+        self.used = True
         self.run.unawaited.discard(self)
 
 
-class Gather(Generic[T]):
+class Pending(Once, Generic[T]):
+    """A step that was made and not yet taken: await it, or give it to `ctx.gather`."""
+
+    __slots__ = ("call",)
+
+    def __init__(self, run: Run, call: Call) -> None:
+        super().__init__(run)
+        self.call = call
+
+    def __await__(self) -> Generator[Any, None, T]:
+        return cast("Generator[Any, None, T]", self.run.take(self.claim()).__await__())
+
+    def __str__(self) -> str:
+        return str(self.call)
+
+    def claim(self) -> Call:
+        """Return the call, which is taken now."""
+        self.use()
+        return self.call
+
+
+class Gather(Once, Generic[T]):
     """Branches that were not yet started; await it."""
 
-    __slots__ = ("arguments", "limit", "return_exceptions", "run")
+    __slots__ = ("arguments", "limit", "return_exceptions")
 
     def __init__(self, run: Run, arguments: tuple[Awaitable[T], ...], limit: int | None, return_exceptions: bool):
-        self.run = run
+        super().__init__(run)
         self.arguments = arguments
         self.limit = limit
         self.return_exceptions = return_exceptions
         for argument in arguments:
-            if isinstance(argument, Pending):
+            if isinstance(argument, Once):
                 run.unawaited.discard(argument)
 
     def __await__(self) -> Generator[Any, None, list[T]]:
+        self.use()
         return self.run.gather(self).__await__()
 
-    def close(self) -> None:
-        """Drop the branches."""
-        for argument in self.arguments:
-            close = getattr(argument, "close", None)
-            if close is not None:
-                close()
+    def __str__(self) -> str:
+        return f"gather of {len(self.arguments)}"
+
+    def drop(self) -> None:
+        """Drop it and its branches: none is started any more."""
+        self.close()
+        discard(*self.arguments)
 
 
 class Forward:
@@ -199,12 +226,21 @@ class Context(Facts):
 
     def now(self) -> Pending[float]:
         """Return the time (unix seconds), recorded."""
-        return Pending(self._run, effect_call("now", self._run.host.now, (), {}, None, None, float))
+        return Pending(self._run, effect_call("now", self._now, (), {}, None, None, float))
+
+    async def _now(self) -> float:
+        return self._run.host.now()
 
     def gather(
         self, *steps: Awaitable[Any], limit: int | None = None, return_exceptions: bool = False
     ) -> Gather[Any]:
-        """Run steps or coroutines beside each other, at most `limit` at once; results in the order given."""
+        """Run steps or coroutines beside each other, at most `limit` at once; results in the order given.
+
+        When one fails the others take no further step, and the failure is raised when all have ended; with
+        `return_exceptions` a failure is a result like the others.
+        """
+        if limit is not None and limit < 1:
+            raise HandlerError(f"ctx.gather(limit={limit}): at least one branch must be allowed to run")
         return Gather(self._run, steps, limit, return_exceptions)
 
     # ---- plain calls -----------------------------------------------------------------------------------------------

@@ -5,14 +5,15 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import OrderedDict
-from typing import TYPE_CHECKING
+from collections.abc import Coroutine
+from typing import TYPE_CHECKING, Any
 
 from ..bus.errors import Divergence, PartitionLost, PoisonMessage, TryAgain
 from ..projections.view import Handling
 from . import outcome
 from .agent import Handler, missing_handler
 from .cohorts import LONE_DEATHS
-from .execution import RunHost, execute, load
+from .execution import RunHost, conclude, execute, load
 from .place import Place, RunKey
 from .run import Run
 
@@ -59,18 +60,21 @@ class Crew:
         run = Run(host := RunHost(worker, place, key), self._handler(h), h, w, place.writer())
         host.run = run
         place.add(key, run)
-        run.task = worker.spawn(self._carry_out(place, key, run, host))
+        run.task = worker.spawn(self._carry_out(place, key, run, self._work(place, key, run, host)))
 
     def _handler(self, h: Handling) -> Handler:
         agent = self.worker.agents[h.agent]
         return agent.handlers.get(h.kind) or missing_handler(agent, h.kind)
 
-    async def _carry_out(self, place: Place, key: RunKey, run: Run, host: RunHost) -> None:
+    async def _work(self, place: Place, key: RunKey, run: Run, host: RunHost) -> None:
+        if not await self._on_trial(place, key, run, host):
+            await execute(run, host)
+
+    async def _carry_out(self, place: Place, key: RunKey, run: Run, work: Coroutine[Any, Any, None]) -> None:
         """Run it to its end, whatever that is."""
         worker, wait = self.worker, 0.0
         try:
-            if not await self._on_trial(place, key, run, host):
-                await execute(run, host)
+            await work
         except asyncio.CancelledError:
             if not run.over:
                 raise
@@ -103,13 +107,13 @@ class Crew:
     def _ended(self, place: Place, key: RunKey, run: Run, wait: float) -> None:
         """The task is over; the run itself is, when its last record is folded."""
         worker = self.worker
+        if asyncio.current_task() is not run.task:
+            return  # it was abandoned, and has ended after all
         self.waiting.pop(run, None)
         if isinstance(run.fault, Divergence):
             place.diverged.add((key, run.round))
-        if run.has_slot:
-            run.has_slot = False
-            worker.scheduler.release()
-        if run.last_id and not wait and not run.over:
+        self._free(run)
+        if run.last_id and not wait and (run.finishing or not run.over):
             return
         place.remove(key, run)
         if wait:
@@ -142,28 +146,42 @@ class Crew:
     # ---- ending ------------------------------------------------------------------------------------------------------
     def end(self, place: Place, key: RunKey, run: Run, why: str, *, let_calls_finish: bool = False) -> None:
         """End a run from outside; its slot is free at once, unless its call may finish."""
-        worker = self.worker
         self.waiting.pop(run, None)
         run.end(why, let_calls_finish=let_calls_finish)
         if let_calls_finish and run.calls:
             return
         place.remove(key, run)
+        self._free(run)
+
+    def _free(self, run: Run) -> None:
+        """The run's slot is free."""
         if run.has_slot:
             run.has_slot = False
-            worker.scheduler.release()
-        if run.task is not None and not run.task.done():
-            self._watch(run.task, run, why)
+            self.worker.scheduler.release()
 
-    def _watch(self, task: asyncio.Task[None], run: Run, why: str) -> None:
+    def watch(self, place: Place, key: RunKey, run: Run, host: RunHost) -> None:
+        """The run's task was told to end: look later whether it has."""
+        task = run.task
+        if task is None or task.done() or task in self.ending:
+            return
         self.ending.add(task)
         task.add_done_callback(self.ending.discard)
+        asyncio.get_running_loop().call_later(ABANDONED_AFTER, self._look, place, key, run, host, task)
 
-        def look() -> None:
-            if not task.done():
-                self.abandoned += 1
-                log.error("a run of %s was ended (%s) and goes on regardless: it is abandoned", run.agent, why)
-
-        asyncio.get_running_loop().call_later(ABANDONED_AFTER, look)
+    def _look(self, place: Place, key: RunKey, run: Run, host: RunHost, task: asyncio.Task[None]) -> None:
+        if task.done() or run.finishing:
+            return
+        self.abandoned += 1
+        task.cancel()
+        why = run.over or str(run.fault)
+        log.error("a run of %s was ended (%s) and goes on regardless: it is abandoned", run.agent, why)
+        self._free(run)
+        if run.over:
+            place.remove(key, run)
+        elif run.fault is not None:
+            run.over, run.finishing = "abandoned", True
+            records = outcome.failure(run, run.fault)
+            run.task = self.worker.spawn(self._carry_out(place, key, run, conclude(run, host, records, 0.0)))
 
     def end_all(self, place: Place, why: str) -> None:
         """The place has gone: what is in a call may finish that."""

@@ -13,12 +13,13 @@ from msgspec import Struct
 from ..bus import codec, facts, kinds
 from ..bus.broker import Appended, Duplicate, Fence, Fenced, Item, Outgoing
 from ..bus.clock import Clock, Source
-from ..bus.errors import HandlerTimeout, PartitionLost, TryAgain
+from ..bus.errors import Divergence, Failure, HandlerTimeout, PartitionLost, TryAgain
 from ..bus.message import AgentMessage
 from ..projections.patch import merge_patch
 from ..projections.view import NOWHERE, Ref
 from ..projections.workflow import Workflow
 from .calls import ADDRESS, typed
+from .causes import as_failure, is_own
 from .context import Context, PlainFacts
 from .outcome import completion, failure
 from .place import Place, RunKey
@@ -106,8 +107,13 @@ class RunHost:
 
     def _out_of_time(self) -> None:
         run = self.run
-        if run is not None and not run.finishing and not run.over:
+        if run is not None and not run.finishing:
             run.fail(HandlerTimeout(f"the handler ran for more than {run.handler.timeout} s; see `timeout=`"))
+
+    def told_to_end(self) -> None:
+        """The run's task was cancelled, or has an error that ends it: see to it that it ends."""
+        assert self.run is not None
+        self.worker.crew.watch(self.place, self.key, self.run, self)
 
     def waits(self) -> None:
         """The run only waits now."""
@@ -184,22 +190,25 @@ async def execute(run: Run, host: RunHost) -> None:
     run.begin()
     try:
         records = completion(run, await call_handler(run, host))
-    except asyncio.CancelledError:
-        if run.over or run.fault is None:
-            raise
-        records = _failed(run, run.fault)
-    except Exception as error:  # noqa: BLE001 - whatever a handler raises is an outcome of the handling
-        if run.over:
+    except BaseException as error:
+        if run.over and is_own(error):
             return
-        records = _failed(run, run.fault or error)
+        if run.over or isinstance(error, KeyboardInterrupt | GeneratorExit) or not (run.fault or is_own(error)):
+            raise
+        records = _failed(run, run.fault or as_failure(error, "the handler"))
     finally:
         doing.reset(token)
         host.stopped()
+    await conclude(run, host, records, host.clock.monotonic() - started)
+
+
+async def conclude(run: Run, host: RunHost, records: list[AgentMessage], seconds: float) -> None:
+    """Append how a run, or an attempt, ended."""
     if records:
         run.last_id = records[-1].id
         await host.append(records)
         await _hint(run, host, records[-1])
-    host.worker.on_handled(run, records, host.clock.monotonic() - started)
+    host.worker.on_handled(run, records, seconds)
 
 
 async def _hint(run: Run, host: RunHost, last: AgentMessage) -> None:
@@ -211,6 +220,11 @@ async def _hint(run: Run, host: RunHost, last: AgentMessage) -> None:
 
 def _failed(run: Run, error: BaseException) -> list[AgentMessage]:
     run.finishing = True
+    if isinstance(error, Failure):  # it ends the handling for good
+        try:
+            run.check_all_asked()
+        except Divergence as divergence:
+            error = divergence
     if isinstance(error, TryAgain) and not isinstance(error, HandlerTimeout) and run.fault is error:
         raise error  # the log could not be reached: no record can say so, the worker tries again
     log.log(

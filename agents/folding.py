@@ -85,7 +85,7 @@ def tell(worker: Worker, place: Place, f: Folded, w: Workflow) -> None:
         if worker.cohorts.active and r.message_type != kinds.ATTEMPT_STARTED:
             worker.passed(place, key)
         run = runs.get(key) if runs else None
-        if run is not None and (run.writer == r.work.writer or r.id == run.last_id):
+        if run is not None and (run.writer == r.work.writer or run.awaits(r.id)):
             own_record(worker, place, key, run, r, f.verdict)
     if runs:
         end_closed(worker, place, w, list(runs.items()))

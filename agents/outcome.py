@@ -10,8 +10,9 @@ from ..bus import codec, facts, kinds
 from ..bus.errors import Divergence, Failure
 from ..bus.message import AgentMessage
 from ..projections.view import Request
+from .causes import causes_of, describe_error
 from .context import Forward
-from .run import Run, causes_of, describe_error
+from .run import Run
 
 
 def completion(run: Run, result: Any) -> list[AgentMessage]:

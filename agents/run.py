@@ -20,12 +20,14 @@ from ..projections.verdict import Verdict
 from ..projections.view import Handling, Step
 from ..projections.workflow import Workflow
 from .agent import Handler
+from .branches import Branch, BranchStopped, Gathering
 from .calls import Call, EffectCall, OutputCall, RequestCall, TimerCall, describe, invoke, value_of
+from .causes import as_failure, describe_error, is_own
 from .threads import Threads
 from .writing import work_record
 
 if TYPE_CHECKING:
-    from .context import Gather, Pending
+    from .context import Gather, Once
 
 current_effect: ContextVar[str] = ContextVar("refold_effect")
 """Idempotency key of the effect whose function is being called."""
@@ -67,38 +69,13 @@ class Host(Protocol):
         """The run can go on: `Run.go_on` is called when a slot is free."""
         ...
 
+    def told_to_end(self) -> None:
+        """The run's task was cancelled, or has an error that ends it: see to it that it ends."""
+        ...
+
     def wake_at(self, due: float, step: str) -> None:
         """Call `Run.wake(step)` at that time."""
         ...
-
-
-class BranchStopped(asyncio.CancelledError):
-    """Another branch of the gather has failed: this one takes no further step."""
-
-
-class Group:
-    """The branches of one gather."""
-
-    def __init__(self, parent: Group | None) -> None:
-        self.parent = parent
-        self.stopped = False
-
-    def is_stopped(self) -> bool:
-        return self.stopped or (self.parent is not None and self.parent.is_stopped())
-
-
-class Branch:
-    """A line of steps: the handler itself, or one argument of a gather."""
-
-    def __init__(self, prefix: str, group: Group | None) -> None:
-        self.prefix = prefix
-        self.group = group
-        self.count = 0
-        self.calling = False
-
-    def next_path(self) -> str:
-        self.count += 1
-        return f"{self.prefix}{self.count}"
 
 
 class Run:
@@ -122,6 +99,7 @@ class Run:
         self.wants_slot = False
         self.finishing = False
         self.last_id = ""
+        self.stops_after_calls = False
         self.announce = ""
         self.budget = handler.timeout
         self.fault: BaseException | None = None
@@ -132,13 +110,14 @@ class Run:
         self.has_slot = True
         self.outbox: list[AgentMessage] = []
         self.asked: set[str] = set()
-        self.unawaited: set[Pending[Any]] = set()
+        self.unawaited: set[Once] = set()
         self.values: dict[tuple[int, int], bytes] = {}
         self._appending = asyncio.Lock()
-        self._branches: dict[asyncio.Task[Any], Branch] = {}
+        self.branches: dict[asyncio.Task[Any], Branch] = {}
         self._waiters: dict[str, asyncio.Future[None]] = {}
         self._ready: list[tuple[int, str]] = []
         self._pushed: set[str] = set()
+        self._failures: dict[str, str] = {}
 
     # ---- what the fold says ----------------------------------------------------------------------------------------
     def handling(self) -> Handling | None:
@@ -163,8 +142,12 @@ class Run:
         """One of this run's own records was folded."""
         if verdict in (Verdict.INVALID, Verdict.CONFLICT) and not self.over:
             self.fail(YourBug(f"refold wrote a record that admission refuses: {r.message_type} is {verdict} ({r.id})"))
-        elif r.message_type == kinds.EFFECT_FAILED and r.work is not None:
-            self._push(r.work.step, self.host.workflow().version)
+        elif r.id in self._failures:
+            self._push(self._failures.pop(r.id), self.host.workflow().version)
+
+    def awaits(self, id: str) -> bool:
+        """The run goes on when a record with this id is folded, whoever wrote it."""
+        return id == self.last_id or id in self._failures
 
     def wake(self, path: str) -> None:
         """The time has come for the step's next try."""
@@ -179,19 +162,18 @@ class Run:
     # ---- turns -----------------------------------------------------------------------------------------------------
     def go_on(self) -> None:
         """Deliver the next outcome, if every branch waits and the run has a slot."""
-        if self.active or self.over or not self._ready:
-            return
-        if not self.has_slot:
-            if not self.wants_slot:
-                self.wants_slot = True
-                self.host.wants_slot()
-            return
-        _, path = heapq.heappop(self._ready)
-        self._pushed.discard(path)
-        waiter = self._waiters.pop(path)
-        if not waiter.done():
-            self.active += 1
-            waiter.set_result(None)
+        while self._ready and not (self.active or self.over or self.fault is not None):
+            if not self.has_slot:
+                if not self.wants_slot:
+                    self.wants_slot = True
+                    self.host.wants_slot()
+                return
+            _, path = heapq.heappop(self._ready)
+            self._pushed.discard(path)
+            waiter = self._waiters.pop(path, None)
+            if waiter is not None and not waiter.done():
+                self.active += 1
+                waiter.set_result(None)
 
     async def quiet(self) -> None:
         """Every branch waits or has ended: append what was output, deliver the next outcome, or free the slot."""
@@ -207,30 +189,46 @@ class Run:
             raise asyncio.CancelledError(self.over)
         if self.fault is not None:
             raise self.fault
-        task = asyncio.current_task()
-        branch = self._branches.get(task) if task is not None else None
+        try:
+            task = asyncio.current_task()
+        except RuntimeError:
+            raise self.bug(
+                ForeignTask("the context was used from a thread; it belongs to its handler's task")
+            ) from None
+        branch = self.branches.get(task) if task is not None else None
         if branch is None:
-            raise self._bug(
+            raise self.bug(
                 ForeignTask(
                     "the context was used from a task that it did not start; run branches with "
-                    "`await ctx.gather(...)` instead of asyncio.create_task, asyncio.gather or a TaskGroup"
+                    "`await ctx.gather(...)` instead of asyncio.create_task, asyncio.gather or a TaskGroup, "
+                    "and bound a step with its own `timeout=` instead of asyncio.wait_for"
                 )
             )
         if branch.calling:
-            raise self._bug(YourBug("the context was used inside an effect's function; steps do not nest"))
+            raise self.bug(YourBug("the context was used inside an effect's function; steps do not nest"))
         if branch.group is not None and branch.group.is_stopped():
             raise BranchStopped
         return branch
 
-    def _bug(self, error: YourBug) -> YourBug:
+    # ---- ending it from outside of its code --------------------------------------------------------------------------
+    def bug(self, error: YourBug) -> YourBug:
+        """Fail the attempt with a mistake of the handler's code, which shall raise it. Returns it."""
         self.fault = self.fault or error
+        try:
+            task = asyncio.current_task()
+        except RuntimeError:
+            return error
+        if task is self.task:
+            self.host.told_to_end()
+        elif task in self.branches:
+            self._stop(let_calls_finish=True)  # the other branches may wait for ever
         return error
 
     def fail(self, error: BaseException) -> None:
         """Fail the attempt from outside of the handler's code."""
         self.fault = self.fault or error
-        if self.task is not None and not self.finishing:
-            self.task.cancel()
+        if not self.finishing:
+            self._stop()
 
     def end(self, why: str, *, let_calls_finish: bool = False) -> None:
         """End the run from outside: it appends nothing more, whatever its code does.
@@ -239,8 +237,13 @@ class Run:
         """
         if not self.over:
             self.over = why
-            if self.task is not None and not (self.calls and let_calls_finish):
-                self.task.cancel()
+            self._stop(let_calls_finish=let_calls_finish)
+
+    def _stop(self, *, let_calls_finish: bool = False) -> None:
+        self.stops_after_calls = let_calls_finish and self.calls > 0
+        if self.task is not None and not self.stops_after_calls:
+            self.task.cancel()
+            self.host.told_to_end()
 
     # ---- awaited steps ---------------------------------------------------------------------------------------------
     async def take(self, call: Call, path: str | None = None) -> Any:
@@ -279,9 +282,11 @@ class Run:
             self._waiters.pop(path, None)
             self.active += 1
         if isinstance(error, asyncio.CancelledError) and not self.over and self.fault is None:
-            self.fault = StepCancelled(
-                f"step {path} was cancelled by something that is not refold (asyncio.timeout, asyncio.wait_for?); "
-                "use the step's own `timeout=`"
+            self.bug(
+                StepCancelled(
+                    f"step {path} was cancelled by something that is not refold (asyncio.timeout, asyncio.wait_for, a "
+                    "TaskGroup whose other task failed?); to bound a step use its own `timeout=`"
+                )
             )
 
     def _compare(self, path: str, call: Call) -> Step | None:
@@ -294,7 +299,7 @@ class Run:
     def diverged(self, path: str, recorded: str, now: str) -> Divergence:
         """Park the handling: the code does not fit what is recorded. Returns the error, which ends the run."""
         error = Divergence(f"step {path} is recorded as {recorded}, but the code now asks for {now}")
-        self.fault = self.fault or error
+        self.bug(error)
         return error
 
     def _opening(self, path: str, call: Call) -> AgentMessage:
@@ -310,6 +315,7 @@ class Run:
             )  # fmt: skip
             if call.child:
                 r = codec.with_changes(r, to=ids.child_correlation(r.id))
+            self.check_size(r)
             return r
         assert isinstance(call, TimerCall)
         due = None if call.seconds is None else self.host.now() + call.seconds
@@ -331,15 +337,12 @@ class Run:
 
     # ---- effects ---------------------------------------------------------------------------------------------------
     async def _effect(self, branch: Branch, path: str, call: EffectCall) -> None:
-        while True:
-            st = self.known(path)
+        while (st := self.known(path)) is None or not st.settled:
             if st is not None and st.due is not None and st.due > self.host.now():
                 self.host.wake_at(st.due, path)
                 await self._outcome(path)
-            await self._call(branch, path, call)
-            st = self.known(path)
-            if st is not None and st.settled:
-                return
+            else:
+                await self._call(branch, path, call)
 
     async def _call(self, branch: Branch, path: str, call: EffectCall) -> None:
         """Call the function once, append its outcome, and wait for its turn."""
@@ -352,16 +355,13 @@ class Run:
                 await self.flush()
             if not self.active:
                 self.go_on()
-            outcome = await self._try(path, call)
-            await self._append([outcome], outcome=True)
-            if self.over:
-                raise asyncio.CancelledError(self.over)
+            await self._append_outcome(path, await self._try(path, call))
         except BaseException as error:
             self._interrupted(path, waiter, error)
             raise
         finally:
             branch.calling = False
-            self.calls -= 1
+            self._called()
         self.settling += 1
         try:
             if not self.active:
@@ -372,6 +372,22 @@ class Run:
             raise
         finally:
             self.settling -= 1
+
+    def _called(self) -> None:
+        """A call has ended: the last one ends a run that was told to end after its calls."""
+        self.calls -= 1
+        if not self.calls and self.stops_after_calls:
+            self._stop()
+
+    async def _append_outcome(self, path: str, outcome: AgentMessage) -> None:
+        if isinstance(outcome.fact, facts.EffectFailed) and not outcome.fact.final:
+            self._failures[outcome.id] = path
+        await self._append([outcome], outcome=True)
+        if self.over:
+            raise asyncio.CancelledError(self.over)
+        w = self.host.workflow()
+        if outcome.id in self._failures and outcome.id in w.verdicts:
+            self._push(self._failures.pop(outcome.id), w.version)  # an append whose end was not known had worked
 
     async def _try(self, path: str, call: EffectCall) -> AgentMessage:
         w = self.host.workflow()
@@ -387,7 +403,12 @@ class Run:
             fact = facts.EffectCompleted(effect=key, name=call.name, digest=call.digest)
             done = self.record(kinds.EFFECT_COMPLETED, path, value, fact=fact)
             self.check_size(done)
-        except Exception as error:  # noqa: BLE001 - whatever the user's function raises is its outcome
+        except BaseException as error:
+            if error is self.fault or not is_own(error):
+                raise
+            if (task := asyncio.current_task()) is not None and task.cancelling():
+                raise asyncio.CancelledError from error  # no outcome of the function's: it was ended
+            error = as_failure(error, f"effect {call.name!r}")
             tries = (st.tries if st is not None else 0) + 1
             final = tries >= call.retry.attempts or isinstance(error, TooLarge)
             due = None if final else self.host.now() + call.retry.delay(tries, self.host.source.jitter())
@@ -403,67 +424,21 @@ class Run:
     # ---- gather ----------------------------------------------------------------------------------------------------
     async def gather(self, gather: Gather[Any]) -> list[Any]:
         """Run the branches; results in the order of the arguments."""
-        parent = self.branch()
-        path = parent.next_path()
-        group = Group(parent.group)
-        todo = list(enumerate(gather.arguments))[::-1]
-        results: list[Any] = [None] * len(todo)
-        errors: list[BaseException] = []
-        if not todo:
-            return []
-        left = len(todo)
+        try:
+            parent = self.branch()
+            path = parent.next_path()
+        except BaseException:
+            gather.drop()
+            raise
+        branches = Gathering(self, gather.arguments, gather.limit, gather.return_exceptions, path, parent.group)
+        return await branches.results_of_all()
 
-        async def branch(i: int, argument: Awaitable[Any]) -> None:
-            nonlocal left
-            task = asyncio.current_task()
-            assert task is not None
-            self._branches[task] = Branch(f"{path}.{i + 1}.", group)
-            try:
-                results[i] = await self._argument(argument, f"{path}.{i + 1}")
-            except BranchStopped:
-                pass
-            except asyncio.CancelledError:
-                group.stopped = True
-                raise
-            except Exception as error:  # noqa: BLE001 - delivered to the handler, in order
-                results[i] = error
-                if not gather.return_exceptions:
-                    errors.append(error)
-                    group.stopped = True
-            finally:
-                del self._branches[task]
-                left -= 1
-                while group.stopped and todo:
-                    left -= 1
-                    _discard(todo.pop()[1])
-                if todo:
-                    start()
-                elif not left:
-                    self.active += 1
-                self.active -= 1
-            if not self.active and not self.over:
-                await self.quiet()
-
-        def start() -> None:
-            i, argument = todo.pop()
-            self.active += 1
-            tasks.create_task(branch(i, argument))
-
-        self.active -= 1
-        async with asyncio.TaskGroup() as tasks:
-            for _ in range(min(gather.limit or len(todo), len(todo))):
-                start()
-        if errors:
-            errors[0].also = errors[1:]  # type: ignore[attr-defined]
-            raise errors[0]
-        return results
-
-    async def _argument(self, argument: Awaitable[Any], path: str) -> Any:
+    async def argument(self, argument: Awaitable[Any], path: str) -> Any:
+        """Return the value of a gather's argument; a plain step has exactly its branch's path."""
         from .context import Pending
 
         if isinstance(argument, Pending):
-            self.unawaited.discard(argument)
-            return await self.take(argument.call, path)
+            return await self.take(argument.claim(), path)
         return await argument
 
     # ---- records ---------------------------------------------------------------------------------------------------
@@ -533,47 +508,24 @@ class Run:
         """The current task is the handler's."""
         self.task = asyncio.current_task()
         assert self.task is not None
-        self._branches[self.task] = Branch("", None)
+        self.branches[self.task] = Branch("", None)
         self.active = 1
 
     def finish(self) -> None:
         """The handler has returned: its steps must be those that are recorded. Raises UnawaitedStep, Divergence."""
+        if self.over:
+            raise asyncio.CancelledError(self.over)
         self.finishing = True
         if self.fault is not None:
             raise self.fault
         if self.unawaited:
-            names = ", ".join(sorted(str(p.call) for p in self.unawaited))
+            names = ", ".join(sorted(str(step) for step in self.unawaited))
             raise UnawaitedStep(f"never awaited: {names}; write `await ctx...`, or give it to ctx.gather")
+        self.check_all_asked()
+
+    def check_all_asked(self) -> None:
+        """Raise Divergence where the handling is about to end without having asked for what is recorded."""
         h = self.handling()
-        missing = [p for p in (h.steps if h is not None else {}) if p not in self.asked]
-        if missing and h is not None:
-            st = h.steps[missing[0]]
-            raise self.diverged(missing[0], describe(st.kind, st.name, st.digest, st.child), "the end of the handling")
-
-
-def describe_error(error: BaseException) -> str:
-    """Return an error's class and text, at most 2,000 characters."""
-    text = str(error)
-    return f"{type(error).__name__}: {text}"[:2000] if text else type(error).__name__
-
-
-def causes_of(error: BaseException) -> tuple[str, ...]:
-    """Return the paths of the step failures that escaped with this error, or are in its context."""
-    found: dict[str, None] = {}
-    todo: list[BaseException | None] = [error]
-    seen: set[int] = set()
-    while todo:
-        e = todo.pop()
-        if e is None or id(e) in seen:
-            continue
-        seen.add(id(e))
-        if getattr(e, "step", ""):
-            found[e.step] = None  # type: ignore[attr-defined]
-        todo += [e.__cause__, e.__context__, *getattr(e, "also", ()), *getattr(e, "exceptions", ())]
-    return tuple(sorted(found, key=lambda p: [int(x) for x in p.split(".")]))
-
-
-def _discard(argument: Awaitable[Any]) -> None:
-    close = getattr(argument, "close", None)
-    if close is not None:
-        close()
+        for path, st in h.steps.items() if h is not None else ():
+            if path not in self.asked:
+                raise self.diverged(path, describe(st.kind, st.name, st.digest, st.child), "the end of the handling")

@@ -206,7 +206,7 @@ def test_asyncio_gather_over_steps(go):
     async def handle(ctx: Context, _: None) -> list[int]:
         return await asyncio.gather(ctx.effect("x", one), ctx.effect("y", one))
 
-    assert go(ask(agent)) == snapshot("AgentError: 'a' answered with an error: ForeignTask: the context was used from a task that it did not start; run branches with `await ctx.gather(...)` instead of asyncio.create_task, asyncio.gather or a TaskGroup")
+    assert go(ask(agent)) == snapshot("AgentError: 'a' answered with an error: ForeignTask: the context was used from a task that it did not start; run branches with `await ctx.gather(...)` instead of asyncio.create_task, asyncio.gather or a TaskGroup, and bound a step with its own `timeout=` instead of asyncio.wait_for")
 
 
 def test_a_time_limit_of_asyncio_around_a_step(go):
@@ -217,7 +217,7 @@ def test_a_time_limit_of_asyncio_around_a_step(go):
         async with asyncio.timeout(0.01):
             await ctx.effect("call", asyncio.sleep, 5)
 
-    assert go(ask(agent)) == snapshot("AgentError: 'a' answered with an error: StepCancelled: step 1 was cancelled by something that is not refold (asyncio.timeout, asyncio.wait_for?); use the step's own `timeout=`")
+    assert go(ask(agent)) == snapshot("AgentError: 'a' answered with an error: StepCancelled: step 1 was cancelled by something that is not refold (asyncio.timeout, asyncio.wait_for, a TaskGroup whose other task failed?); to bound a step use its own `timeout=`")
 
 
 def test_a_context_that_is_used_after_the_end(go):
@@ -234,7 +234,7 @@ def test_a_context_that_is_used_after_the_end(go):
                 await kept[0].effect("late", one)
             return f"{type(caught.value).__name__}: {caught.value}"
 
-    assert go(main()) == snapshot('ForeignTask: the context was used from a task that it did not start; run branches with `await ctx.gather(...)` instead of asyncio.create_task, asyncio.gather or a TaskGroup')
+    assert go(main()) == snapshot('ForeignTask: the context was used from a task that it did not start; run branches with `await ctx.gather(...)` instead of asyncio.create_task, asyncio.gather or a TaskGroup, and bound a step with its own `timeout=` instead of asyncio.wait_for')
 
 
 def test_a_key_in_a_text(go):
