@@ -32,6 +32,10 @@ class Records:
 
     async def read(self, partition: int, ref: Ref) -> bytes:
         """Return a record's bytes. Raises LogTruncated."""
+        if ref[1] < 0:
+            raw = self._hot.get((partition, ref[0]))
+            if raw is not None:
+                return raw
         return (await self.read_many(partition, [ref]))[ref]
 
     async def read_many(self, partition: int, refs: Iterable[Ref]) -> dict[Ref, bytes]:

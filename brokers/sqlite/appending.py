@@ -63,9 +63,12 @@ def check(meta: LogMeta, partition: int, values: Sequence[bytes]) -> int:
     """Return the size of an append. Raises TooLarge; ValueError where the log has no such partition."""
     if not 0 <= partition < meta.partitions:
         raise ValueError(f"partition {partition}: the log has {meta.partitions}, counted from 0")
-    largest, whole = max(map(len, values), default=0), sum(map(len, values))
-    if largest > meta.max_record:
-        raise TooLarge(f"a record of {largest} bytes, the log takes {meta.max_record}", remedy="send less")
+    whole = 0
+    for value in values:
+        size = len(value)
+        if size > meta.max_record:
+            raise TooLarge(f"a record of {size} bytes, the log takes {meta.max_record}", remedy="send less")
+        whole += size
     if whole > meta.max_append:
         raise TooLarge(f"an append of {whole} bytes, the log takes {meta.max_append}", remedy="send less")
     return whole

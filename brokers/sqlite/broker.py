@@ -189,7 +189,9 @@ class SqliteBroker:
 
     # ---- appending ---------------------------------------------------------------------------------------------------
     async def append(self, items: Sequence[Item], fence: Fence | None = None) -> list[Result]:
-        size = sum(appending.check(self.meta, item.partition, [r.value for r in item.records]) for item in items)
+        meta, size = self.meta, 0
+        for item in items:
+            size += appending.check(meta, item.partition, [r.value for r in item.records])
         job = appending.Append(self._tails, items, fence, self.clock.now())
         return await self.writer.do(job, size, COMMIT)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import re
 import sqlite3
+from functools import lru_cache
 from hashlib import blake2b
 
 from ...bus.broker import RULES, LogMeta, LogSpec
@@ -44,6 +45,7 @@ META: dict[str, type | tuple[type, ...]] = {
 }  # fmt: skip
 
 
+@lru_cache(maxsize=65536)
 def key_hash(partition: int, key: str | None) -> int:
     """Return what a workflow's records are found by; a partition's own have its number.
 
