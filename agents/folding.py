@@ -123,7 +123,7 @@ def settle(worker: Worker, place: Place, w: Workflow) -> None:
         return
     w = place.fold.live.get(w.correlation, w)
     if place.fold.settle(w):
-        place.idle.pop(w.correlation, None)
+        place.forget(w.correlation)
         return
     consider(worker, place, w)
     if w.duties():

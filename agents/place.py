@@ -16,6 +16,8 @@ from .run import Run
 
 RunKey = tuple[str, str, str]
 """(correlation id, agent, message id)."""
+AGAIN = 1.0
+"""Seconds after which something that is due and was acted on is looked at again, in case that was in vain."""
 MAX_SKEW = 60.0
 """A timestamp further ahead of this worker's clock (seconds) does not move its time (semantics, section 6)."""
 
@@ -45,6 +47,7 @@ class Place:
         self._numbers = count(1)
         self._due: list[tuple[float, str]] = []
         self._dues: dict[str, float] = {}
+        self._acted: dict[str, float] = {}
 
     def fence(self, group: str) -> Fence:
         """Return the right that appends of this place claim."""
@@ -135,12 +138,21 @@ class Place:
             yield from list(runs.items())
 
     # ---- due times -------------------------------------------------------------------------------------------------
+    def forget(self, correlation: str) -> None:
+        """The workflow is complete: nothing of it waits or is due."""
+        self.idle.pop(correlation, None)
+        self._dues.pop(correlation, None)
+        self._acted.pop(correlation, None)
+
     def schedule(self, w: Workflow, hosted: Container[str]) -> float | None:
         """Note when the workflow is due next for one of these agents; return it."""
-        due = next_due(w, hosted)
+        due, acted = next_due(w, hosted), self._acted.get(w.correlation)
         if due is None:
             self._dues.pop(w.correlation, None)
+            self._acted.pop(w.correlation, None)
         else:
+            if acted is not None and due <= acted:
+                due = acted + AGAIN  # its retry runs, or its record is on the way
             self.note_due(w.correlation, due)
         return due
 
@@ -156,11 +168,10 @@ class Place:
             heapq.heappop(self._due)
         return self._due[0][0] if self._due else None
 
-    def pop_due(self, now: float) -> list[str]:
-        """Return the workflows that are due now."""
-        out = []
+    def take_due(self, now: float) -> Iterator[str]:
+        """Yield the workflows that are due now, one at a time: what is not taken stays due."""
         while (due := self.next_due()) is not None and due <= now:
             _, correlation = heapq.heappop(self._due)
             del self._dues[correlation]
-            out.append(correlation)
-        return out
+            self._acted[correlation] = now
+            yield correlation

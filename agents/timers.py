@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING
 
 from ..bus import facts, kinds
 from ..bus.message import AgentMessage
-from ..projections.status import next_due
 from ..projections.view import Handling
 from ..projections.workflow import Workflow
 from .execution import append_records
@@ -16,22 +15,17 @@ from .writing import work_record
 if TYPE_CHECKING:
     from .worker import Worker
 
-AGAIN = 1.0
-"""Seconds after which something that is due and was acted on is looked at again, in case that was in vain."""
-
-
 async def fire(worker: Worker, place: Place) -> None:
     """Act on everything that is due in a partition now."""
     now = place.now(worker.clock.now())
-    for correlation in place.pop_due(now):
+    for correlation in place.take_due(now):
         place.touch(correlation)
         w = place.fold.find(correlation)
         if w is None:
+            place.forget(correlation)
             continue
         records = due_records(worker, place, w, now)
-        later = next_due(w, worker.agents)
-        if later is not None:
-            place.note_due(correlation, max(later, now + AGAIN) if later <= now else later)
+        place.schedule(w, worker.agents)
         if records:
             await append_records(worker, place.partition, correlation, records, place.fence(worker.group))
         worker.later(place, correlation)
