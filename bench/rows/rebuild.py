@@ -1,0 +1,85 @@
+"""Rebuilding a projection from a million records, in one process."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import logs
+import raw as hand
+from measure import Figure, Row
+
+RECORDS = int(os.environ.get("BENCH_RECORDS", "1000000"))
+PAGE = 1000
+
+
+class Kinds:
+    """How many records of each kind a workflow has, and who wrote last."""
+
+    name, version, scope = "kinds", 1, "workflow"
+
+    def start(self) -> dict[str, Any]:
+        return {"last": "", "kinds": {}}
+
+    def key(self, record: Any) -> str:
+        return record.envelope.correlation_id  # type: ignore[no-any-return]
+
+    def apply(self, state: dict[str, Any], record: Any) -> dict[str, Any]:
+        kind = record.envelope.message_type
+        kinds = state["kinds"]
+        return {"last": record.envelope.sender_id, "kinds": {**kinds, kind: kinds.get(kind, 0) + 1}}
+
+
+def raw(folder: Path) -> dict[str, float]:
+    """Read pages, decode each record, fold it into the state of its workflow; states are kept in memory."""
+    path = logs.prepared("completed", RECORDS) / "log.db"
+    states: dict[str, dict[str, Any]] = {}
+    count, after = 0, -1
+    with contextlib.closing(hand.connect(str(path))) as db:
+        started = time.perf_counter()
+        while rows := db.execute(
+            "SELECT at, value FROM records WHERE at > ? ORDER BY at LIMIT ?", (after, PAGE)
+        ).fetchall():
+            after = rows[-1][0]
+            count += len(rows)
+            for _, value in rows:
+                r = hand.decode(value)
+                state = states.get(r.correlation_id)
+                if state is None:
+                    state = states[r.correlation_id] = {"last": "", "kinds": {}}
+                kinds = state["kinds"]
+                kinds[r.message_type] = kinds.get(r.message_type, 0) + 1
+                state["last"] = r.sender_id
+        seconds = time.perf_counter() - started
+    return {"rate": count / seconds}
+
+
+def refold(folder: Path) -> dict[str, float]:
+    """`refold rebuild`: judged by admission, states and position stored, blue/green."""
+    from refold.brokers import open_broker
+    from refold.projections.runner import rebuild
+    from refold.projections.store import ProjectionStore
+
+    async def main() -> float:
+        url = f"sqlite:///{logs.prepared('completed', RECORDS)}/log.db"
+        async with contextlib.AsyncExitStack() as stack:
+            broker = await stack.enter_async_context(open_broker(url))
+            meta = await broker.ensure_log()
+            store = await stack.enter_async_context(ProjectionStore.open(folder / "projections.db", meta.log_id))
+            started = time.perf_counter()
+            folded, _ = await rebuild(broker, store, Kinds())
+            return folded / (time.perf_counter() - started)
+
+    return {"rate": asyncio.run(main())}
+
+
+ROW = Row(
+    "projection rebuild from 1M records",
+    [Figure("rate", "", "records/s", "ratio >= 0.7 or refold >= 300000")],
+    {"raw": raw, "refold": refold},
+    turns=3, limit=300,
+)  # fmt: skip
