@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from typing import Any, TypeVar, get_type_hints, overload
 
 from msgspec import Struct
@@ -14,6 +14,12 @@ from ..bus.errors import HandlerError, Refuse
 from .retry import HANDLER_RETRY, RetryPolicy
 
 F = TypeVar("F", bound=Callable[..., Any])
+T = TypeVar("T")
+R = TypeVar("R")
+AsyncHandler = Callable[[Any, T], Coroutine[Any, Any, R]] | Callable[[T], Coroutine[Any, Any, R]]
+"""An `async def` handler whose payload is a T and whose answer is an R, with or without a context."""
+PlainHandler = Callable[[Any, T], R] | Callable[[T], R]
+"""The same as a `def`."""
 NAME = re.compile(r"[!-~]{1,128}")
 DEFAULT_TIMEOUT = 600.0
 

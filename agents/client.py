@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import math
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from types import TracebackType
-from typing import Any, NamedTuple, Self, TypeVar, cast, overload
+from typing import Any, Generic, NamedTuple, Self, TypeVar, cast, overload
 
 from ..brokers import open_broker
 from ..bus import codec, kinds
@@ -21,7 +21,7 @@ from ..projections.follow import Follower
 from ..projections.status import Report, report
 from ..projections.verdict import Verdict
 from ..projections.view import Request
-from .agent import Agent, handler_of, name_of
+from .agent import Agent, AsyncHandler, PlainHandler, handler_of, name_of
 from .calls import ADDRESS, RequestCall, check_kind, value_of
 from .patience import why_no_answer
 
@@ -83,21 +83,23 @@ class MessageBus(Sender):
     # ---- asking ------------------------------------------------------------------------------------------------------
     @overload
     async def request(
-        self, target: Callable[[Any, T], Coroutine[Any, Any, R]], payload: T, *,
-        timeout: float = DEFAULT_TIMEOUT, id: str | None = None, priority: int = 5, ttl: float | None = None,
-        returns: None = None,
+        self, target: AsyncHandler[T, R], payload: T = ..., *, timeout: float = DEFAULT_TIMEOUT, id: str | None = None,
+        priority: int = 5, ttl: float | None = None, returns: None = None,
     ) -> R: ...  # fmt: skip
     @overload
     async def request(
-        self, target: Target, payload: Any = None, *,
-        timeout: float = DEFAULT_TIMEOUT, id: str | None = None, priority: int = 5, ttl: float | None = None,
-        returns: type[T],
-    ) -> T: ...  # fmt: skip
+        self, target: PlainHandler[T, R], payload: T = ..., *, timeout: float = DEFAULT_TIMEOUT, id: str | None = None,
+        priority: int = 5, ttl: float | None = None, returns: None = None,
+    ) -> R: ...  # fmt: skip
     @overload
     async def request(
-        self, target: Target, payload: Any = None, *,
-        timeout: float = DEFAULT_TIMEOUT, id: str | None = None, priority: int = 5, ttl: float | None = None,
-        returns: None = None,
+        self, target: Target, payload: Any = None, *, timeout: float = DEFAULT_TIMEOUT, id: str | None = None,
+        priority: int = 5, ttl: float | None = None, returns: type[R],
+    ) -> R: ...  # fmt: skip
+    @overload
+    async def request(
+        self, target: str | Agent, payload: Any = None, *, timeout: float = DEFAULT_TIMEOUT, id: str | None = None,
+        priority: int = 5, ttl: float | None = None, returns: Any = None,
     ) -> Any: ...  # fmt: skip
     async def request(
         self, target: Any, payload: Any = None, *, timeout: float = DEFAULT_TIMEOUT, id: str | None = None,
@@ -111,10 +113,30 @@ class MessageBus(Sender):
         handle = await self.start(target, payload, id=id, priority=priority, ttl=ttl, returns=returns)
         return await handle.result(timeout)
 
+    @overload
+    async def start(
+        self, target: AsyncHandler[T, R], payload: T = ..., *, id: str | None = None, priority: int = 5,
+        ttl: float | None = None, returns: None = None,
+    ) -> Handle[R]: ...  # fmt: skip
+    @overload
+    async def start(
+        self, target: PlainHandler[T, R], payload: T = ..., *, id: str | None = None, priority: int = 5,
+        ttl: float | None = None, returns: None = None,
+    ) -> Handle[R]: ...  # fmt: skip
+    @overload
     async def start(
         self, target: Target, payload: Any = None, *, id: str | None = None, priority: int = 5,
+        ttl: float | None = None, returns: type[R],
+    ) -> Handle[R]: ...  # fmt: skip
+    @overload
+    async def start(
+        self, target: str | Agent, payload: Any = None, *, id: str | None = None, priority: int = 5,
         ttl: float | None = None, returns: Any = None,
-    ) -> Handle:  # fmt: skip
+    ) -> Handle[Any]: ...  # fmt: skip
+    async def start(
+        self, target: Any, payload: Any = None, *, id: str | None = None, priority: int = 5,
+        ttl: float | None = None, returns: Any = None,
+    ) -> Handle[Any]:  # fmt: skip
         """Start a workflow under a name of your own. The same start again returns the running workflow's handle.
 
         Raises WorkflowExists where the id belongs to a workflow that was started otherwise.
@@ -131,7 +153,8 @@ class MessageBus(Sender):
             if known.workflow.version:
                 return await self._known(known, message, returns)
         position = await self.send_message(message)
-        handle = Handle(self, Follower(self.broker, message.correlation_id, position.position - 1), message.id, returns)
+        follower = Follower(self.broker, message.correlation_id, position.position - 1)
+        handle: Handle[Any] = Handle(self, follower, message.id, returns)
         if id is not None:
             handle.follower = Follower(self.broker, id)
             await handle.follower.catch_up()
@@ -139,7 +162,7 @@ class MessageBus(Sender):
                 return await self._known(handle.follower, message, returns)
         return handle
 
-    async def _known(self, follower: Follower, wanted: AgentMessage, returns: Any) -> Handle:
+    async def _known(self, follower: Follower, wanted: AgentMessage, returns: Any) -> Handle[Any]:
         """The workflow is there: it must have been started by the same call."""
         (stored,) = await self.broker.read_at(follower.partition, [follower.workflow.view.path[0].ref[0]])
         first = codec.decode(stored.value)
@@ -169,7 +192,11 @@ class MessageBus(Sender):
         await self.send_message(message)
         return message
 
-    async def attach(self, id: str, *, returns: Any = Any) -> Handle:
+    @overload
+    async def attach(self, id: str, *, returns: type[R]) -> Handle[R]: ...
+    @overload
+    async def attach(self, id: str, *, returns: Any = Any) -> Handle[Any]: ...
+    async def attach(self, id: str, *, returns: Any = Any) -> Handle[Any]:
         """Return the handle of a workflow that anybody started. Raises NoSuchWorkflow."""
         follower = Follower(self.broker, id)
         await follower.catch_up()
@@ -191,7 +218,7 @@ def _returns(target: Any, returns: Any) -> Any:
     return handler.result_type if handler is not None else Any
 
 
-class Handle:
+class Handle(Generic[R]):
     """One workflow, and (where it was asked one) the request whose answer is its result."""
 
     def __init__(self, bus: MessageBus, follower: Follower, request_id: str, returns: Any = Any) -> None:
@@ -205,7 +232,7 @@ class Handle:
         """The workflow's id."""
         return self.follower.correlation
 
-    async def result(self, timeout: float | None = None) -> Any:
+    async def result(self, timeout: float | None = None) -> R:
         """Wait for the answer (`timeout` seconds, None: for ever) and return it. Raises as `MessageBus.request`."""
         clock = self.bus.clock
         until = math.inf if timeout is None else clock.monotonic() + timeout
@@ -215,7 +242,7 @@ class Handle:
                 await self.follower.catch_up()
                 q = self._answered()
                 if q is not None:
-                    return await self._value(q)
+                    return cast("R", await self._value(q))
                 left = until - clock.monotonic()
                 if left <= 0:
                     raise await why_no_answer(self.bus.broker, self.follower, self.request_id, cast("float", timeout))
@@ -262,6 +289,18 @@ class Handle:
         """Append a message to this workflow; `to` defaults to the agent that was asked."""
         return await self.bus.send_message(self._message(kind, payload, to))
 
+    @overload
+    async def request(self, payload: Any = None, *, timeout: float | None = DEFAULT_TIMEOUT) -> R: ...
+    @overload
+    async def request(
+        self, payload: Any = None, *, to: Target | None = None, timeout: float | None = DEFAULT_TIMEOUT,
+        returns: type[T],
+    ) -> T: ...  # fmt: skip
+    @overload
+    async def request(
+        self, payload: Any = None, *, to: Target | None = None, timeout: float | None = DEFAULT_TIMEOUT,
+        returns: Any = None,
+    ) -> Any: ...  # fmt: skip
     async def request(
         self, payload: Any = None, *, to: Target | None = None, timeout: float | None = DEFAULT_TIMEOUT,
         returns: Any = None,

@@ -10,7 +10,7 @@ from typing import Any, Generic, TypeVar, cast, overload
 from ..bus import codec, ids, kinds
 from ..bus.errors import HandlerError, NeedsAsyncHandler, YourBug
 from ..bus.message import AgentMessage
-from .agent import Agent, Handler, handler_of, name_of
+from .agent import Agent, AsyncHandler, Handler, PlainHandler, handler_of, name_of
 from .branches import discard
 from .calls import KEY, Call, OutputCall, RequestCall, TimerCall, check_kind, digest_of, effect_call
 from .retry import RetryPolicy
@@ -172,17 +172,22 @@ class Context(Facts):
 
     @overload
     def request(
-        self, target: Callable[[Any, T], Coroutine[Any, Any, R]], payload: T, *,
+        self, target: AsyncHandler[T, R], payload: T = ..., *,
         timeout: float | None = None, priority: int | None = None, returns: None = None,
     ) -> Pending[R]: ...  # fmt: skip
     @overload
     def request(
-        self, target: str | Agent, payload: Any = None, *,
-        timeout: float | None = None, priority: int | None = None, returns: type[T],
-    ) -> Pending[T]: ...  # fmt: skip
+        self, target: PlainHandler[T, R], payload: T = ..., *,
+        timeout: float | None = None, priority: int | None = None, returns: None = None,
+    ) -> Pending[R]: ...  # fmt: skip
     @overload
     def request(
         self, target: Target, payload: Any = None, *,
+        timeout: float | None = None, priority: int | None = None, returns: type[R],
+    ) -> Pending[R]: ...  # fmt: skip
+    @overload
+    def request(
+        self, target: str | Agent, payload: Any = None, *,
         timeout: float | None = None, priority: int | None = None, returns: Any = None,
     ) -> Pending[Any]: ...  # fmt: skip
     def request(
@@ -197,12 +202,22 @@ class Context(Facts):
 
     @overload
     def spawn(
-        self, target: Callable[[Any, T], Coroutine[Any, Any, R]], payload: T, *,
+        self, target: AsyncHandler[T, R], payload: T = ..., *,
+        timeout: float | None = None, priority: int | None = None, returns: None = None,
+    ) -> Pending[R]: ...  # fmt: skip
+    @overload
+    def spawn(
+        self, target: PlainHandler[T, R], payload: T = ..., *,
         timeout: float | None = None, priority: int | None = None, returns: None = None,
     ) -> Pending[R]: ...  # fmt: skip
     @overload
     def spawn(
         self, target: Target, payload: Any = None, *,
+        timeout: float | None = None, priority: int | None = None, returns: type[R],
+    ) -> Pending[R]: ...  # fmt: skip
+    @overload
+    def spawn(
+        self, target: str | Agent, payload: Any = None, *,
         timeout: float | None = None, priority: int | None = None, returns: Any = None,
     ) -> Pending[Any]: ...  # fmt: skip
     def spawn(

@@ -25,7 +25,7 @@ def start_worker(folder: str) -> subprocess.Popen[bytes]:
     return subprocess.Popen(command, cwd=folder, stdout=subprocess.DEVNULL)
 
 
-async def until_it_waits(handle: Handle) -> None:
+async def until_it_waits(handle: Handle[str]) -> None:
     async for event in handle.events():
         if event.message.message_type == "timer_set":
             return

@@ -58,20 +58,20 @@ class Provider(ThreadingHTTPServer):
 
 
 class Till(BaseHTTPRequestHandler):
-    server: Provider
-
     def do_POST(self) -> None:
+        provider = self.server
+        assert isinstance(provider, Provider)
         item = self.rfile.read(int(self.headers["Content-Length"])).decode()
         key = self.headers["Idempotency-Key"]
-        self.server.bill(item, key)
-        self.server.called.set()
-        self.server.answers.wait()
+        provider.bill(item, key)
+        provider.called.set()
+        provider.answers.wait()
         with contextlib.suppress(ConnectionError):  # the caller may have been killed meanwhile
             self.send_response(200)
             self.end_headers()
             self.wfile.write(f"receipt for {item}".encode())
 
-    def log_message(self, *words: object) -> None:
+    def log_message(self, format: str, *args: object) -> None:
         pass
 
 
