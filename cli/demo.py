@@ -11,14 +11,31 @@ from .settings import JsonOption
 
 
 def demo(
-    path: Annotated[Path | None, typer.Argument(help="A folder of Python code. Default: refold itself.")] = None,
+    path: Annotated[
+        Path | None,
+        typer.Argument(metavar="[PATH]", show_default=False, help="A folder of Python code. Default: refold itself."),
+    ] = None,
     sabotage: Annotated[bool, typer.Option("--sabotage", help="Plant a wrong number; it must be caught.")] = False,
     analyzers: Annotated[int, typer.Option(min=2, max=16, help="How many analyzer processes.")] = 3,
+    latency: Annotated[
+        float | None,
+        typer.Option(
+            min=0.0, max=10.0, show_default=False,
+            help="Seconds that a call of the pretend model takes in the mean. Default: 0.05 to 1, by the number of "
+            "modules, so that a run can be watched.",
+        ),
+    ] = None,
+    svg: Annotated[
+        Path | None,
+        typer.Option("--svg", metavar="FILE", dir_okay=False, help="Save a picture of the run: the screen, the end."),
+    ] = None,
     json: JsonOption = False,
-) -> None:
-    """A team of agents, each its own process, reviews Python code; one is killed at work, and nothing is lost."""
-    import asyncio
+) -> None:  # fmt: skip
+    """A team of agents, each its own process, reviews Python code; one is killed at work, and nothing is lost.
 
+    Works offline, with a pretend model. Writes only to ./refold-demo (and FILE): the report, the log, the invoice.
+    Exit code 1 where the proof at the end does not hold.
+    """
     from ..demo.stage import perform
 
-    raise typer.Exit(asyncio.run(perform(path, sabotage=sabotage, analyzers=analyzers, json=json)))
+    raise typer.Exit(perform(path, sabotage=sabotage, analyzers=analyzers, latency=latency, json=json, svg=svg))

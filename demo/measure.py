@@ -7,7 +7,7 @@ from collections import Counter
 from pathlib import PurePosixPath
 from typing import NamedTuple
 
-from .messages import MAX_LISTED, MAX_TOP, Finding, Function, Numbers
+from .messages import COMPLEX, MAX_LISTED, MAX_TOP, RANK, Finding, Function, Numbers
 
 DISPLAYS = (ast.List, ast.Dict, ast.Set, ast.ListComp, ast.DictComp, ast.SetComp)
 FORMATTED = tuple(getattr(ast, name) for name in ("JoinedStr", "TemplateStr") if hasattr(ast, name))
@@ -119,12 +119,12 @@ def measure(path: str, source: bytes) -> Numbers:
     walk = Walk(path, ast.parse(source))
     functions = [Function(line, name, 1 + walk.decisions[i]) for i, (line, name) in enumerate(walk.functions)]
     functions.sort(key=lambda f: (-f.complexity, f.line, f.name))
-    findings = sorted(walk.findings)
+    findings = sorted(walk.findings, key=lambda f: (RANK[f.rule], f))
     rules = Counter(f.rule for f in findings)
     return Numbers(
         lines=_lines(source), functions=len(functions), classes=walk.classes, decisions=walk.decisions.total(),
-        worst=functions[0].complexity if functions else 0, rules=dict(sorted(rules.items())),
-        top=functions[:MAX_TOP], findings=findings[:MAX_LISTED],
+        worst=functions[0].complexity if functions else 0, rules=dict(rules),
+        top=[f for f in functions[:MAX_TOP] if f.complexity >= COMPLEX], findings=findings[:MAX_LISTED],
     )  # fmt: skip
 
 

@@ -5,23 +5,34 @@ from __future__ import annotations
 from msgspec import Struct, field
 
 MAX_LISTED = 100
-"""Findings listed per module (the first by line); their numbers per rule are complete."""
-MAX_TOP = 5
-"""Functions listed per module, the most complex first."""
+"""Findings listed per module, the most serious first; their numbers per rule are complete."""
+MAX_TOP = 10
+"""Functions listed per module, and in all, the most complex first."""
+COMPLEX = 6
+"""From this complexity on a function is listed."""
+MAX_FIRST = 20
+"""Places named at the top of the report."""
+MAX_BYTES = 1_000_000
+"""Size of a file above which nobody reads it."""
+
+PLANTED = 7
+"""By how much `--sabotage` makes one number wrong."""
 
 RULES = {
-    "bare-except": "an `except` without a type also catches KeyboardInterrupt",
-    "broad-except": "`except Exception` (or BaseException) catches bugs too",
     "eval-exec": "a call of `eval` or `exec`",
-    "mutable-default": "a list, dict or set as default of a parameter is shared by all calls",
-    "no-docstring": "a public module, class or function without a docstring",
-    "none-comparison": "`== None` or `!= None` where `is` is meant",
     "shell-true": "`shell=True` in a call",
+    "unpickle": "a call of `pickle.load` or `pickle.loads`",
+    "bare-except": "an `except` without a type also catches KeyboardInterrupt",
+    "mutable-default": "a list, dict or set as default of a parameter is shared by all calls",
+    "none-comparison": "`== None` or `!= None` where `is` is meant",
     "star-import": "`from ... import *`",
     "swallowed-error": "an `except` whose whole body is `pass`",
-    "unpickle": "a call of `pickle.load` or `pickle.loads`",
+    "broad-except": "`except Exception` (or BaseException) catches bugs too",
+    "no-docstring": "a public module, class or function without a docstring",
 }
-"""Rule -> what it finds. What stands inside an f-string is not looked at."""
+"""Rule -> what it finds, the most serious first. What stands inside an f-string is not looked at."""
+RANK = {rule: rank for rank, rule in enumerate(RULES)}
+MISSING = "no-docstring"
 
 
 class Finding(Struct, frozen=True, array_like=True, order=True):
@@ -44,7 +55,8 @@ class Numbers(Struct, frozen=True):
     """What is counted in one module.
 
     A decision point is an `if`, `elif`, `for`, `while`, `except`, `and`, `or`, or a `case`, also in an expression.
-    `worst` is the highest complexity of a function, 0 without any.
+    `worst` is the highest complexity of a function, 0 without any; `top` and `findings` are the first of their kind
+    (`MAX_TOP`, `MAX_LISTED`).
     """
 
     lines: int
@@ -90,13 +102,13 @@ class Opinion(Struct, frozen=True):
 
 
 class Analyze(Struct, frozen=True):
-    """To an analyzer, in a workflow of its own: count a module, and buy an opinion unless there is one.
-
-    `objections` are why the validator sent it back; `sabotage` plants one wrong number.
+    """To an analyzer, in a workflow of its own: count a module (one `of` so many), and buy an opinion unless there is
+    one. `objections` are why the validator sent it back; `sabotage` plants one wrong number.
     """
 
     root: str
     module: Module
+    of: int
     objections: list[str] = field(default_factory=list)
     opinion: Opinion | None = None
     sabotage: bool = False

@@ -11,21 +11,19 @@ from collections import Counter
 from pathlib import Path
 from typing import NamedTuple
 
-from ..bus.broker import Broker
-from ..bus.codec import envelope
-from ..bus.errors import RefoldError
-from ..bus.facts import Owner, OwnerReleased
+from ..bus.errors import Failure
 from .provider import Provider
-from .team import GROUPS, PROVIDER
+from .team import AT_ONCE, GROUPS, PROVIDER
+from .watch import ANALYZERS, Watch
 
 PATIENCE = 60.0
 """Seconds that all processes together may take to start."""
-DRAIN = 25.0
-"""Seconds after SIGTERM until a process that is still there is killed."""
+DRAIN = (3.0, 5.0)
+"""Seconds after a first and a second SIGTERM; a process that is still there then is killed."""
 PYTHON = (sys.executable, "-P", "-W", "ignore", "-m")
 
 
-class ProcessEnded(RefoldError):
+class ProcessEnded(Failure):
     """A process of the demo ended by itself."""
 
 
@@ -59,19 +57,21 @@ class Company:
     async def __aexit__(self, *exc: object) -> None:
         await self.end()
 
-    async def start(self) -> Provider:
-        """Start the provider, then the team; return the provider once it listens."""
-        self._provider = process = await asyncio.create_subprocess_exec(
-            *PYTHON, f"{__package__}.provider", str(self.folder / "invoice.jsonl"), "--tied",
-            stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, start_new_session=True,
-        )  # fmt: skip
+    async def start(self, latency: float) -> Provider:
+        """Start the provider, then the team; return the provider once it listens. `latency`: seconds of its calls."""
+        with self.log_of("provider").open("wb") as log:
+            self._provider = process = await asyncio.create_subprocess_exec(
+                *PYTHON, f"{__package__}.provider", str(self.folder / "invoice.jsonl"), "--tied",
+                "--latency", str(latency),
+                stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, stderr=log, start_new_session=True,
+            )  # fmt: skip
         assert process.stdout is not None
         async with asyncio.timeout(PATIENCE):
             address = (await process.stdout.readline()).decode().strip()
         if not address:
-            raise ProcessEnded("the provider did not start")
+            raise ProcessEnded(f"the provider did not start (see {self.log_of('provider')})")
         for group in GROUPS:
-            names = [group] if group != "analyzers" else [f"analyzer-{i + 1}" for i in range(self.analyzers)]
+            names = [group] if group != ANALYZERS else [f"analyzer-{i + 1}" for i in range(self.analyzers)]
             for member in names:
                 self.children.append(Child(group, member, await self._spawn(group, member, address)))
         return Provider(address)
@@ -80,6 +80,7 @@ class Company:
         with self.log_of(member).open("wb") as log:
             return await asyncio.create_subprocess_exec(
                 *PYTHON, f"{__package__}.team", group, "--broker", self.url, "--member", member, "--tied",
+                "--at-once", str(AT_ONCE[group]),
                 stdin=asyncio.subprocess.PIPE, stdout=log, stderr=log, start_new_session=True,
                 env={**os.environ, PROVIDER: address},
             )  # fmt: skip
@@ -88,67 +89,66 @@ class Company:
         """Return where a process writes its log."""
         return self.folder / "logs" / f"{member}.log"
 
-    async def ready(self, broker: Broker) -> None:
+    async def ready(self, watch: Watch) -> None:
         """Wait until every group owns all partitions, and no analyzer more than its share."""
+        partitions = watch.broker.meta.partitions
         async with asyncio.timeout(PATIENCE):
             while True:
                 self.check()
-                owners = await owners_of(broker)
-                shares = Counter(member for (group, _), member in owners.items() if group == "analyzers")
-                share = math.ceil(broker.meta.partitions / self.analyzers)
-                if len(owners) == len(GROUPS) * broker.meta.partitions and max(shares.values()) <= share:
+                await watch.look()
+                shares = Counter(owner.member for (group, _), owner in watch.owners.items() if group == ANALYZERS)
+                share = math.ceil(partitions / self.analyzers)
+                if len(watch.owners) == len(GROUPS) * partitions and max(shares.values()) <= share:
                     return
                 await asyncio.sleep(0.1)
 
     def check(self) -> None:
         """Raise ProcessEnded where a process is gone that nobody ended."""
-        for child in self.children:
-            if child.process.returncode is not None and child.pid not in self.killed:
-                lines = self.log_of(child.member).read_text(errors="replace").splitlines()
+        named = [(c.member, c.process) for c in self.children if c.pid not in self.killed]
+        if self._provider is not None:
+            named.append(("provider", self._provider))
+        for member, process in named:
+            if process.returncode is not None:
+                log = self.log_of(member)
+                lines = log.read_text(errors="replace").splitlines() if log.exists() else []
                 raise ProcessEnded(
-                    f"{child.member} (pid {child.pid}) ended with {child.process.returncode}: "
-                    f"{lines[-1] if lines else 'it said nothing'} (see {self.log_of(child.member)})"
+                    f"{member} (pid {process.pid}) ended with {process.returncode}: "
+                    f"{lines[-1] if lines else 'it said nothing'} (see {log})"
                 )
 
-    async def kill(self, pid: int) -> None:
-        """End one process of the team by SIGKILL, and wait until it is gone."""
+    async def kill(self, pid: int) -> str:
+        """End one process of the team by SIGKILL, wait until it is gone, and return its name."""
         child = next(c for c in self.children if c.pid == pid)
         self.killed.add(pid)
         child.process.kill()
         await child.process.wait()
+        return child.member
 
     async def end(self) -> None:
-        """SIGTERM to all that are left, the provider last; SIGKILL where that does not help."""
-        await self._finish([c.process for c in self.children])
-        if self._provider is not None:
-            await self._finish([self._provider])
+        """SIGTERM to all that are left, the provider last; SIGKILL where that does not help, or when cancelled."""
+        team = [c.process for c in self.children]
+        provider = [self._provider] if self._provider is not None else []
+        try:
+            await _finish(team)
+            await _finish(provider)
+        finally:
+            for process in alive([*team, *provider]):
+                process.kill()
+                await process.wait()
 
-    async def _finish(self, processes: list[asyncio.subprocess.Process]) -> None:
-        alive = [p for p in processes if p.returncode is None]
-        for process in alive:
+
+async def _finish(processes: list[asyncio.subprocess.Process]) -> None:
+    for seconds in DRAIN:
+        for process in alive(processes):
             with contextlib.suppress(ProcessLookupError):
                 process.terminate()
-        try:
-            async with asyncio.timeout(DRAIN):
-                for process in alive:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                for process in alive(processes):
                     await process.wait()
-        except TimeoutError:
-            for process in alive:
-                if process.returncode is None:
-                    process.kill()
-                    await process.wait()
+                return
 
 
-async def owners_of(broker: Broker) -> dict[tuple[str, int], str]:
-    """Return who owns which partition in which group, as the log's own records say."""
-    owners: dict[tuple[str, int], str] = {}
-    for partition in range(broker.meta.partitions):
-        for stored in (await broker.read(partition)).records:
-            if stored.key is not None:
-                continue
-            fact = envelope(stored.value).fact
-            if isinstance(fact, Owner):
-                owners[fact.group, partition] = fact.member
-            elif isinstance(fact, OwnerReleased) and owners.get((fact.group, partition)) == fact.member:
-                del owners[fact.group, partition]
-    return owners
+def alive(processes: list[asyncio.subprocess.Process]) -> list[asyncio.subprocess.Process]:
+    """Return those that have not ended."""
+    return [p for p in processes if p.returncode is None]

@@ -12,12 +12,15 @@ from ..bus.broker import Broker
 from ..projections.history import History, read_workflow
 from ..projections.timeline import Attempt, Moment, attempts, timeline
 from ..projections.verdict import Verdict
-from .messages import Analyze, Opinion, Report
-from .provider import Invoiced
+from .messages import PLANTED, Analyze, Opinion, Report
+from .provider import Invoiced, dollars
+from .watch import ANALYZERS
 
 FAIR_SHARE = 0.2
-FEW = 10
-"""With fewer modules than this, no share of the work is expected."""
+USUAL = 3
+"""With more analyzers than this, the share that is expected of two of them is smaller by as much."""
+FEW = 50
+"""With fewer modules than this, chance decides who gets how many: no share of the work is expected."""
 
 
 class Killed(Struct, frozen=True):
@@ -38,6 +41,15 @@ class Claim(Struct, frozen=True):
     seen: str
 
 
+class Cut(Struct, frozen=True):
+    """What became of the handlings that the killed process had begun and not finished: their calls were not yet made,
+    made and not recorded (`between`: made again), or recorded (never made again)."""
+
+    before_the_call: int
+    between: int
+    after_the_record: int
+
+
 class Bill(Struct, frozen=True):
     """Calls in the invoice, their values in the log, those called again (by the kill or not), sums in millionths of a
     dollar."""
@@ -48,10 +60,12 @@ class Bill(Struct, frozen=True):
     repeated_by_the_kill: int
     invoiced: int
     in_the_log: int
+    cut: Cut
 
 
 class Proof(Struct, frozen=True):
-    """`ok` if all claims hold; `workflow` is the killed handling's, `attempts` its runs, `moments` its records."""
+    """`ok` if all claims hold; `workflow` is the killed handling's, `attempts` its runs, `moments` its records, and
+    `takeover` who owned its partition next, and when (seconds after its first record)."""
 
     ok: bool
     claims: list[Claim]
@@ -60,22 +74,26 @@ class Proof(Struct, frozen=True):
     workflow: str
     attempts: list[Attempt]
     moments: list[Moment]
+    takeover: tuple[float, str, int] | None
 
 
 class Analysed(Struct, frozen=True):
-    """The child workflow of one module, read back: who answered, and what was paid (key -> price)."""
+    """The child workflow of one module, read back: who answered, what was paid (key -> price), and which process
+    recorded it (key -> pid)."""
 
     path: str
     again: bool
+    planted: bool
     history: History
     runs: list[Attempt]
     answers: int
     paid: dict[str, int]
+    recorded_by: dict[str, int]
 
 
 async def prove(
     broker: Broker, correlation: str, report: Report, text: str, invoice: list[Invoiced], killed: Killed | None,
-    *, sabotage: bool = False,
+    *, analyzers: int = USUAL, sabotage: bool = False,
 ) -> Proof:  # fmt: skip
     """Read the review's workflow and those of its modules, and judge the run. `text` is the report's."""
     parent = await read_workflow(broker, correlation)
@@ -86,15 +104,17 @@ async def prove(
     claims = [
         _went_on(theirs, killed),
         _once(analysed, report, text),
-        _shared(shares, len(analysed)),
+        _shared(shares, len(analysed), analyzers),
         _charged_once(bill, analysed, invoice),
+        _repeated(killed, invoice),
+        _compared(report, text),
     ]
     if sabotage:
-        claims.append(_caught(report))
+        claims.append(_caught(analysed, report))
     return Proof(
         all(claim.ok for claim in claims), claims, bill, dict(shares),
         theirs.history.correlation if theirs else "", theirs.runs if theirs else [],
-        timeline(theirs.history) if theirs else [],
+        timeline(theirs.history) if theirs else [], _takeover(theirs, killed),
     )  # fmt: skip
 
 
@@ -111,24 +131,44 @@ async def _analysed(broker: Broker, correlation: str) -> Analysed:
     history = await read_workflow(broker, correlation)
     task = codec.payload_as(history.records[0].value, Analyze)
     admitted = [j for j in history.records if j.verdict is Verdict.ADMITTED]
-    paid = {
-        j.envelope.fact.effect: codec.payload_as(j.value, Opinion).price
-        for j in admitted
-        if isinstance(j.envelope.fact, facts.EffectCompleted) and j.envelope.fact.name == "opinion"
-    }
+    paid: dict[str, int] = {}
+    recorded_by: dict[str, int] = {}
+    for j, moment in zip(history.records, timeline(history), strict=True):
+        fact = j.envelope.fact
+        if j.verdict is Verdict.ADMITTED and isinstance(fact, facts.EffectCompleted) and fact.name == "opinion":
+            paid[fact.effect] = codec.payload_as(j.value, Opinion).price
+            recorded_by[fact.effect] = moment.pid
     answers = sum(j.envelope.message_type == kinds.TASK_RESPONSE for j in admitted)
-    return Analysed(task.module.path, bool(task.objections), history, attempts(history), answers, paid)
+    runs = attempts(history)
+    return Analysed(task.module.path, bool(task.objections), task.sabotage, history, runs, answers, paid, recorded_by)
 
 
 def _went_on(theirs: Analysed | None, killed: Killed | None) -> Claim:
-    claim = "the killed handling: attempt 1 left no outcome, attempt 2 in another process finished it"
-    if killed is None or theirs is None:
-        return Claim(claim, False, "no analyzer was killed while it held a call that the log knows")
-    first = [r for r in theirs.runs if r.pid == killed.pid]
-    rest = [r for r in theirs.runs if r.pid != killed.pid]
-    seen = "; ".join(f"attempt {r.number} by pid {r.pid}: {r.outcome or 'no outcome'}" for r in theirs.runs)
-    ok = bool(first) and not any(r.outcome for r in first) and bool(rest) and rest[-1].outcome == kinds.TASK_RESPONSE
-    return Claim(claim, ok and theirs.runs[0].pid == killed.pid, f"{theirs.path}: {seen}")
+    claim = "the killed handling: an attempt without outcome, and another process finished it"
+    if killed is None:
+        return Claim(claim, False, "no analyzer was killed while it held an unfinished handling")
+    if theirs is None:
+        return Claim(claim, False, f"the log knows nothing of {killed.module}'s opinion")
+    lost = [i for i, r in enumerate(theirs.runs) if r.pid == killed.pid]
+    later = theirs.runs[lost[-1] + 1 :] if lost else []
+    ok = bool(later) and not any(theirs.runs[i].outcome for i in lost) and later[-1].outcome == kinds.TASK_RESPONSE
+    return Claim(claim, ok, f"{theirs.path}: {'; '.join(map(_run, theirs.runs))}")
+
+
+def _run(run: Attempt) -> str:
+    return f"attempt {run.number} by pid {run.pid}: {run.outcome or 'no outcome'}"
+
+
+def _takeover(theirs: Analysed | None, killed: Killed | None) -> tuple[float, str, int] | None:
+    """Who owned the partition of the killed handling next."""
+    if theirs is None or killed is None:
+        return None
+    owners = theirs.history.owners.values()
+    claims = [(r.timestamp, r.fact) for r in owners if isinstance(r.fact, facts.Owner) and r.fact.group == ANALYZERS]
+    at = next((i for i, (_, fact) in enumerate(claims) if fact.pid == killed.pid), len(claims))
+    for time, fact in claims[at + 1 :]:
+        return time - theirs.history.records[0].time, fact.member, fact.pid
+    return None
 
 
 def _once(analysed: list[Analysed], report: Report, text: str) -> Claim:
@@ -141,12 +181,13 @@ def _once(analysed: list[Analysed], report: Report, text: str) -> Claim:
     return Claim("every module was answered once and is reported once", ok, f"{seen}{_named(wrong)}")
 
 
-def _shared(shares: Counter[int], modules: int) -> Claim:
-    claim = f"at least two analyzers did {FAIR_SHARE:.0%} or more each"
+def _shared(shares: Counter[int], modules: int, analyzers: int) -> Claim:
+    fair = FAIR_SHARE * min(1, USUAL / analyzers)
+    claim = f"at least two analyzers did {fair:.0%} or more each"
     seen = ", ".join(f"pid {pid}: {n} ({n / modules:.0%})" for pid, n in shares.most_common())
     if modules < FEW:
-        return Claim(f"{claim} (not asked of fewer than {FEW} modules)", True, seen)
-    return Claim(claim, sum(n >= FAIR_SHARE * modules for n in shares.values()) >= 2, seen)
+        return Claim(f"{claim} (not asked for: fewer than {FEW} modules)", True, seen)
+    return Claim(claim, sum(n >= fair * modules for n in shares.values()) >= 2, seen)
 
 
 def _bill(analysed: list[Analysed], invoice: list[Invoiced], killed: Killed | None) -> Bill:
@@ -158,7 +199,16 @@ def _bill(analysed: list[Analysed], invoice: list[Invoiced], killed: Killed | No
         made=len(invoice), recorded=len(keys), repeated=len(repeats),
         repeated_by_the_kill=sum(line.key in by_the_kill for line in repeats),
         invoiced=sum(line.price for line in invoice), in_the_log=sum(keys.values()),
+        cut=_cut(analysed, by_the_kill, pid),
     )  # fmt: skip
+
+
+def _cut(analysed: list[Analysed], called: set[str], pid: int) -> Cut:
+    """Tell by log and invoice where the crash fell, in each handling that the killed process left without outcome."""
+    cut = [a for a in analysed if any(r.pid == pid and not r.outcome for r in a.runs)]
+    recorded = sum(pid in a.recorded_by.values() for a in cut)
+    between = sum(any(key in called and by != pid for key, by in a.recorded_by.items()) for a in cut)
+    return Cut(len(cut) - recorded - between, between, recorded)
 
 
 def _charged_once(bill: Bill, analysed: list[Analysed], invoice: list[Invoiced]) -> Claim:
@@ -171,9 +221,33 @@ def _charged_once(bill: Bill, analysed: list[Analysed], invoice: list[Invoiced])
     return Claim("every recorded call was charged exactly once", ok, seen + _named(wrong))
 
 
-def _caught(report: Report) -> Claim:
-    seen = "; ".join(map(str, report.corrected)) or "no objection"
-    return Claim("the one planted error was sent back and corrected", len(report.corrected) == 1, seen)
+def _repeated(killed: Killed | None, invoice: list[Invoiced]) -> Claim:
+    lines = [line for line in invoice if killed is not None and line.key == killed.key]
+    ok = len(lines) > 1 and killed is not None and lines[0].pid == killed.pid and lines[-1].pid != killed.pid
+    seen = "; ".join(f"pid {x.pid}: {'repeated, free' if x.repeated else dollars(x.price)}" for x in lines)
+    free = all(line.repeated and not line.price for line in lines[1:])
+    return Claim("the call that the kill cut off was made again under the same key, free", ok and free, seen or "none")
+
+
+def _compared(report: Report, text: str) -> Claim:
+    there = numbers_in(text)
+    seen = f"{report.numbers} compared, {there} in the report, {len(report.corrected)} sent back"
+    return Claim("the validator compared every number of the report with the source", report.numbers == there, seen)
+
+
+def numbers_in(text: str) -> int:
+    """Count the numbers that a report states: those of its tables and lists, lines of places included."""
+    stated = [x for x in text.partition("\n## Unreadable\n")[0].splitlines() if x.startswith(("- ", "| "))]
+    return sum(len(re.findall(r"\d+", re.sub(r"`[^`]*?(:\d+)?`", r"\1", line))) for line in stated)
+
+
+def _caught(analysed: list[Analysed], report: Report) -> Claim:
+    """The planted one is the only one of its module; of others, that somebody has edited meanwhile, there may be."""
+    planted = {a.path for a in analysed if a.planted}
+    found = [o for o in report.corrected if o.path in planted]
+    ok = len(found) == 1 and found[0].counted.isdigit() and found[0].reported == str(int(found[0].counted) + PLANTED)
+    seen = "; ".join(map(str, found)) or "no objection"
+    return Claim("the one planted error was sent back and corrected", ok, seen)
 
 
 def _named(wrong: list[str]) -> str:

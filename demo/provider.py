@@ -2,7 +2,7 @@
 
 It speaks lines of JSON over loopback TCP. It honours idempotency keys: a second call under a key is answered from
 memory, and stands in the invoice as repeated, at no charge. `python -m refold.demo.provider FILE` keeps its invoice
-in FILE and prints its address.
+in FILE and prints its address; `--latency` is the mean time of a call.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import os
 import signal
 import sys
 import time
+from collections import Counter
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -33,13 +34,18 @@ ADVICE = (
 )  # fmt: skip
 
 
+LATENCY = 0.5
+"""Seconds that a call takes in the mean, where nothing else is asked for."""
+
+
 class Ask(Struct, tag="opinion"):
-    """A metered call: an opinion about the module with this content."""
+    """A metered call: an opinion about the module with this content. `of`: so many modules are asked about in all."""
 
     key: str
     module: str
     digest: str
     lines: int
+    of: int
     pid: int
 
 
@@ -48,12 +54,25 @@ class AskStatus(Struct, tag="status"):
 
 
 class HoldOne(Struct, tag="hold"):
-    """Keep back one answer: of a call that comes after `after` others were answered, from the busiest caller, at the
-    latest of the last of `total` modules. It is billed, and its caller waits for ever. Answered when that call is in.
+    """Keep back one answer; it is billed, and its caller waits for ever.
+
+    It is that of a call by the caller with the most answers so far, once `after` of all modules (a share) are answered
+    and `own` of them to that caller; at the latest it is the answer about the last module. `Accepted` at once.
     """
 
-    after: int
-    total: int
+    after: float
+    own: float = 0.0
+
+
+class Accepted(Struct, tag="accepted"):
+    """One answer will be kept back."""
+
+
+class AskHeld(Struct, tag="held"):
+    """Which one is kept back? Answered when it is, with its call."""
+
+
+Asked = Ask | AskStatus | HoldOne | AskHeld
 
 
 class Invoiced(Struct, frozen=True):
@@ -84,9 +103,9 @@ def opinion_of(digest: str, lines: int) -> Opinion:
     return Opinion(40 + n // 512 % 60, text, 500 + 3 * lines)
 
 
-def latency_of(digest: str) -> float:
-    """Return the seconds that a call takes: 0.02 to 0.06, by content."""
-    return 0.02 + int(digest, 16) % 41 / 1000
+def latency_of(digest: str, mean: float) -> float:
+    """Return the seconds that a call takes: 0.5 to 1.5 times the mean, by content."""
+    return mean * (0.5 + int(digest, 16) % 101 / 100)
 
 
 class Books:
@@ -94,7 +113,7 @@ class Books:
 
     def __init__(self, invoice: Path) -> None:
         self.lines = read_invoice(invoice)
-        self.answered = 0
+        self.answered: dict[str, int] = {}
         self.open: dict[int, int] = {}
         self._keys = {line.key for line in self.lines}
         self._file = invoice.open("ab", buffering=0)
@@ -116,11 +135,20 @@ class Books:
             calls[line.pid] = calls.get(line.pid, 0) + 1
         return calls
 
+    def answers_of(self) -> Counter[int]:
+        """Return how many keys were answered first to each caller, by its pid."""
+        return Counter(self.answered.values())
+
     def status(self) -> Status:
         """Sum up."""
         repeated = sum(line.repeated for line in self.lines)
         billed = sum(line.price for line in self.lines)
         return Status(len(self.lines), repeated, billed, self.calls_of(), self.open)
+
+
+def dollars(millionths: int) -> str:
+    """Return an amount for people."""
+    return f"${millionths / 1e6:.4f}"
 
 
 def read_invoice(invoice: Path) -> list[Invoiced]:
@@ -131,30 +159,33 @@ def read_invoice(invoice: Path) -> list[Invoiced]:
 
 
 class Server:
-    """Answers the calls; at most one is held back."""
+    """Answers the calls; at most one answer is held back."""
 
-    def __init__(self, books: Books) -> None:
+    def __init__(self, books: Books, latency: float = LATENCY) -> None:
         self.books = books
+        self._latency = latency
         self._wanted: HoldOne | None = None
-        self._held: asyncio.Future[Ask] | None = None
+        self._held: asyncio.Future[Ask] = asyncio.get_running_loop().create_future()
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Answer the lines of one connection until its end."""
-        with contextlib.suppress(ConnectionError, asyncio.IncompleteReadError):
+        with contextlib.suppress(ConnectionError, ValueError):
             while line := await reader.readline():
-                answer = await self._answer(msgspec.json.decode(line, type=Ask | AskStatus | HoldOne), reader)
+                asked: Asked = msgspec.json.decode(line, type=Asked)
+                answer = await self._answer(asked, reader)
                 if answer is None:
                     break
                 writer.write(msgspec.json.encode(answer) + b"\n")
                 await writer.drain()
-        writer.close()
 
-    async def _answer(self, asked: Ask | AskStatus | HoldOne, reader: asyncio.StreamReader) -> Struct | None:
+    async def _answer(self, asked: Asked, reader: asyncio.StreamReader) -> Struct | None:
         if isinstance(asked, AskStatus):
             return self.books.status()
         if isinstance(asked, HoldOne):
             self._wanted, self._held = asked, asyncio.get_running_loop().create_future()
-            return await self._held
+            return Accepted()
+        if isinstance(asked, AskHeld):
+            return await asyncio.shield(self._held)
         open_ = self.books.open
         open_[asked.pid] = open_.get(asked.pid, 0) + 1
         try:
@@ -164,20 +195,25 @@ class Server:
 
     async def _opinion(self, ask: Ask, reader: asyncio.StreamReader) -> Opinion | None:
         opinion = self.books.enter(ask)
-        if self._is_wanted(ask) and self._held is not None:
+        await asyncio.sleep(latency_of(ask.digest, self._latency))
+        if self._wanted is not None and self._is_wanted(self._wanted, ask):
             self._wanted = None
             self._held.set_result(ask)
             await reader.read()
             return None
-        await asyncio.sleep(latency_of(ask.digest))
-        self.books.answered += 1
+        if not reader.at_eof():
+            self.books.answered.setdefault(ask.key, ask.pid)
         return opinion
 
-    def _is_wanted(self, ask: Ask) -> bool:
-        if self._wanted is None or self.books.answered < self._wanted.after:
+    def _is_wanted(self, wanted: HoldOne, ask: Ask) -> bool:
+        answered = self.books.answered
+        if ask.key in answered:
             return False
-        calls = self.books.calls_of()
-        return calls[ask.pid] == max(calls.values()) or sum(calls.values()) >= self._wanted.total
+        if len(answered) + 1 >= ask.of:
+            return True
+        answers = self.books.answers_of()
+        own = answers[ask.pid]
+        return len(answered) >= wanted.after * ask.of and own >= wanted.own * ask.of and own == max(answers.values())
 
 
 class Provider:
@@ -187,17 +223,21 @@ class Provider:
         host, _, port = address.rpartition(":")
         self._host, self._port = host, int(port)
 
-    async def call(self, key: str, module: str, digest: str, lines: int) -> Opinion:
-        """Ask for an opinion; it is charged, once per `key`. Raises ConnectionError."""
-        return await self._exchange(Ask(key, module, digest, lines, os.getpid()), Opinion)
+    async def call(self, key: str, module: str, digest: str, lines: int, of: int) -> Opinion:
+        """Ask for an opinion on one `of` so many modules; charged once per `key`. Raises ConnectionError."""
+        return await self._exchange(Ask(key, module, digest, lines, of, os.getpid()), Opinion)
 
     async def status(self) -> Status:
         """Ask how many calls there were."""
         return await self._exchange(AskStatus(), Status)
 
-    async def hold_one(self, after: int, total: int) -> Ask:
-        """Have one answer kept back (see `HoldOne`) and return that call once it is in."""
-        return await self._exchange(HoldOne(after, total), Ask)
+    async def hold_one(self, after: float, own: float = 0.0) -> None:
+        """Have one answer kept back (see `HoldOne`)."""
+        await self._exchange(HoldOne(after, own), Accepted)
+
+    async def held(self) -> Ask:
+        """Return the call whose answer is kept back, once it is."""
+        return await self._exchange(AskHeld(), Ask)
 
     async def _exchange(self, asked: Struct, wanted: type[T]) -> T:
         reader, writer = await asyncio.open_connection(self._host, self._port)
@@ -211,37 +251,45 @@ class Provider:
         return msgspec.json.decode(line, type=wanted)
 
 
-async def provide(invoice: Path, *, tied: bool = False) -> None:
+async def provide(invoice: Path, *, latency: float = LATENCY, tied: bool = False) -> None:
     """Serve on a free port until SIGTERM; `tied`: also until stdin is closed. Prints the address."""
     stop = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
-    connections: set[asyncio.StreamWriter] = set()
-    server = Server(Books(invoice))
-
-    async def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        connections.add(writer)
-        try:
-            await server.serve(reader, writer)
-        finally:
-            connections.discard(writer)
-
+    server = Server(Books(invoice), latency)
     with lifeline() if tied else contextlib.nullcontext():
-        async with await asyncio.start_server(connected, "127.0.0.1", 0) as listening:
+        async with asyncio.TaskGroup() as tasks:
+            connections: set[asyncio.Task[None]] = set()
+
+            def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+                task = tasks.create_task(_talk(server, reader, writer))
+                connections.add(task)
+                task.add_done_callback(connections.discard)
+
+            listening = await asyncio.start_server(connected, "127.0.0.1", 0)
             host, port = listening.sockets[0].getsockname()
             sys.stdout.write(f"{host}:{port}\n")
             sys.stdout.flush()
             await stop.wait()
-            for writer in connections:
-                writer.close()
+            listening.close()
+            for task in connections:
+                task.cancel()
+
+
+async def _talk(server: Server, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    try:
+        await server.serve(reader, writer)
+    finally:
+        writer.close()
 
 
 def main(arguments: Any = None) -> None:
     """`python -m refold.demo.provider INVOICE`."""
     parser = argparse.ArgumentParser(description="The pretend model provider of the demo.")
     parser.add_argument("invoice", type=Path, help="the file that the invoice is kept in")
+    parser.add_argument("--latency", type=float, default=LATENCY, help="mean seconds of a call (default: %(default)s)")
     parser.add_argument("--tied", action="store_true", help="end when stdin is closed")
     options = parser.parse_args(arguments)
-    asyncio.run(provide(options.invoice, tied=options.tied))
+    asyncio.run(provide(options.invoice, latency=options.latency, tied=options.tied))
 
 
 if __name__ == "__main__":

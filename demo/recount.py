@@ -12,7 +12,7 @@ import unicodedata
 from pathlib import PurePosixPath
 from typing import NamedTuple
 
-from .messages import MAX_LISTED, MAX_TOP, Finding, Function, Numbers
+from .messages import COMPLEX, MAX_LISTED, MAX_TOP, RULES, Finding, Function, Numbers
 
 DECISIONS = frozenset({"if", "elif", "for", "while", "except", "and", "or"})
 OPEN, CLOSE = frozenset("([{"), frozenset(")]}")
@@ -278,13 +278,11 @@ def recount(path: str, source: bytes) -> Numbers:
     """Count a module again. Raises tokenize.TokenError or SyntaxError where it is no Python."""
     reader = Reader(path, words_of(source))
     functions = [Function(line, name, count[0]) for line, name, count in reader.functions]
-    ranked = sorted(functions, key=lambda f: (-f.complexity, f.line, f.name))
-    findings = sorted(reader.findings)
-    rules: dict[str, int] = {}
-    for finding in sorted(findings, key=lambda f: f.rule):
-        rules[finding.rule] = rules.get(finding.rule, 0) + 1
+    ranked = sorted((f for f in functions if f.complexity >= COMPLEX), key=lambda f: (-f.complexity, f.line, f.name))
+    by_rule = {rule: sorted(f for f in reader.findings if f.rule == rule) for rule in RULES}
     return Numbers(
         lines=len(source.splitlines()), functions=len(functions), classes=reader.classes, decisions=reader.decisions,
-        worst=max((f.complexity for f in functions), default=0), rules=rules, top=ranked[:MAX_TOP],
-        findings=findings[:MAX_LISTED],
+        worst=max((f.complexity for f in functions), default=0),
+        rules={rule: len(found) for rule, found in by_rule.items() if found},
+        top=ranked[:MAX_TOP], findings=[f for found in by_rule.values() for f in found][:MAX_LISTED],
     )  # fmt: skip

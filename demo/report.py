@@ -3,12 +3,32 @@
 from __future__ import annotations
 
 import hashlib
+import re
+from collections.abc import Iterable
 from pathlib import Path
+from typing import NamedTuple
 
-from .messages import MAX_LISTED, MAX_TOP, RULES, Analysis, Assemble, Module, Section, Write
+from .messages import MAX_FIRST, MAX_TOP, MISSING, RANK, RULES, Analysis, Assemble, Module, Section, Write
 
 SECTIONS = "sections"
 REPORT = "report.md"
+COUNTS = ("lines", "functions", "classes", "decisions")
+HOW = (
+    "Every number below was counted twice, by two programs that share no code. A decision is an `if`, `elif`, `for`, "
+    "`while`, `except`, `and`, `or` or `case`; the complexity of a function is 1 + its decisions. The quoted opinions "
+    "are those of the demo's pretend model: deterministic, and nobody's."
+)
+PLACE = re.compile(r"`([^`]+):(\d+)` `([^`]+)`(?: (\d+))?")
+
+
+class Place(NamedTuple):
+    """A place that a section names: how it is ranked, where it is, what stands there."""
+
+    rank: int
+    path: str
+    line: int
+    name: str
+    what: str
 
 
 def write_section(wanted: Write) -> Section:
@@ -16,7 +36,7 @@ def write_section(wanted: Write) -> Section:
     text = "\n".join(module_text(analysis) for analysis in wanted.analyses)
     folder = Path(wanted.out, SECTIONS)
     folder.mkdir(parents=True, exist_ok=True)
-    file = folder / f"{wanted.number:04d}.md"
+    file = folder / f"{wanted.number + 1:04d}.md"
     file.write_text(text, encoding="utf-8")
     return Section(f"{SECTIONS}/{file.name}", len(wanted.analyses), hashlib.sha256(text.encode()).hexdigest())
 
@@ -29,13 +49,14 @@ def module_text(analysis: Analysis) -> str:
         "",
         f"- lines {n.lines}, functions {n.functions}, classes {n.classes}, decisions {n.decisions}, worst {n.worst}",
     ]
-    if n.rules:
-        rows.append("- findings: " + ", ".join(f"{rule} {count}" for rule, count in n.rules.items()))
-    rows += [f"- complexity {f.complexity}: `{path}:{f.line}` `{f.name}`" for f in n.top]
-    rows += [f"- {f.rule}: `{path}:{f.line}` `{f.name}`" for f in n.findings]
+    if n.top:
+        rows.append("- complexity: " + ", ".join(f"`{path}:{f.line}` `{f.name}` {f.complexity}" for f in n.top))
+    for rule, count in n.rules.items():
+        places = ", ".join(f"`{path}:{f.line}` `{f.name}`" for f in n.findings if f.rule == rule)
+        rows.append(f"- {rule} {count}: {places}" if places else f"- {rule} {count}")
     unlisted = sum(n.rules.values()) - len(n.findings)
     if unlisted:
-        rows.append(f"- (the first {MAX_LISTED} findings; {unlisted} more)")
+        rows.append(f"- unlisted {unlisted}: of so many places in one module only the first are named")
     rows += ["", f"> {analysis.opinion.score}/100. {analysis.opinion.summary}", ""]
     return "\n".join(rows)
 
@@ -44,44 +65,51 @@ def write_report(wanted: Assemble) -> str:
     """Write `report.md` of the sections in `out`; return its name."""
     texts = [Path(wanted.out, section.file).read_text(encoding="utf-8") for section in wanted.sections]
     body = "\n".join(texts)
-    parts = [f"# Review of {wanted.title}", "", *_summary(body, len(wanted.unreadable)), "", "## Modules", "", body]
-    parts += _unreadable(wanted.unreadable)
+    parts = [f"# Review of {wanted.title}", "", HOW, "", *_summary(body, len(wanted.unreadable))]
+    parts += ["", "## Modules", "", body, *_unreadable(wanted.unreadable)]
     Path(wanted.out, REPORT).write_text("\n".join(parts), encoding="utf-8")
     return REPORT
 
 
 def _summary(body: str, unreadable: int) -> list[str]:
-    sums = dict.fromkeys(("lines", "functions", "classes", "decisions"), 0)
-    rules = dict.fromkeys(RULES, 0)
-    functions: list[tuple[int, str]] = []
+    """Add up what the sections say: the writer has nothing else."""
+    sums, rules = dict.fromkeys(COUNTS, 0), dict.fromkeys(RULES, 0)
+    functions: list[Place] = []
+    findings: list[Place] = []
     modules = 0
     for line in body.splitlines():
+        word, _, rest = line.removeprefix("- ").partition(" ")
         if line.startswith("### "):
             modules += 1
         elif line.startswith("- lines "):
-            for word, count in _pairs(line.removeprefix("- ")):
-                if word in sums:
-                    sums[word] += count
-        elif line.startswith("- findings: "):
-            for word, count in _pairs(line.removeprefix("- findings: ")):
-                rules[word] += count
-        elif line.startswith("- complexity "):
-            complexity, _, where = line.removeprefix("- complexity ").partition(": ")
-            functions.append((-int(complexity), where))
+            for count in line.removeprefix("- ").split(", "):
+                what, _, number = count.partition(" ")
+                if what in sums:
+                    sums[what] += int(number)
+        elif line.startswith("- complexity: "):
+            functions += (Place(-int(c), path, int(at), name, c) for path, at, name, c in PLACE.findall(rest))
+        elif line.startswith("- ") and word in RULES:
+            rules[word] += int(rest.partition(":")[0])
+            if word != MISSING:
+                findings += (Place(RANK[word], path, int(at), name, word) for path, at, name, _ in PLACE.findall(rest))
     return [
-        *_table(("modules", *sums, "unreadable"), [(modules, *sums.values(), unreadable)]),
+        *_table(("modules", *COUNTS, "unreadable"), [(modules, *sums.values(), unreadable)]),
         "", "## Findings", "",
         *_table(("rule", "found", "what it is"), [(r, n, RULES[r]) for r, n in rules.items() if n]),
+        "", f"## Where to look first (at most {MAX_FIRST} places)", "",
+        *_table(("finding", "where"), _ranked(findings, MAX_FIRST)),
         "", "## Most complex functions", "",
-        *_table(("complexity", "function"), [(-n, where) for n, where in sorted(functions)[:MAX_TOP]]),
+        *_table(("complexity", "function"), _ranked(functions, MAX_TOP)),
     ]  # fmt: skip
 
 
-def _pairs(text: str) -> list[tuple[str, int]]:
-    return [(word, int(count)) for word, _, count in (part.partition(" ") for part in text.split(", "))]
+def _ranked(places: Iterable[Place], limit: int) -> list[tuple[object, ...]]:
+    return [(p.what, f"`{p.path}:{p.line}` `{p.name}`") for p in sorted(places)[:limit]]
 
 
 def _table(columns: tuple[str, ...], rows: list[tuple[object, ...]]) -> list[str]:
+    if not rows:
+        return ["None."]
     lines = [columns, tuple("---" for _ in columns), *rows]
     return ["| " + " | ".join(map(str, line)) + " |" for line in lines]
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import copy
 import fcntl
-import io
 import os
 import shutil
 import sys
@@ -20,90 +20,131 @@ from rich.console import Console
 
 from ..agents.client import Handle, MessageBus
 from ..agents.runtime import unwrapped
-from ..bus import kinds
-from ..bus.broker import Presence
-from ..bus.errors import RefoldError
-from ..projections.verdict import Verdict
+from ..bus.errors import ConfigError, Failure, LogLocked, RefoldError
 from .curtain import Outcome, told
 from .messages import Job, Report
+from .picture import draw
 from .processes import Child, Company
-from .proof import Killed, prove
+from .proof import USUAL, Killed, prove
 from .provider import Provider, Status, read_invoice
-from .screen import Full, Lines, Row, Scene, Screen, drawn
+from .screen import Full, Lines, Row, Scene, Screen
+from .signals import Interrupted, interruptible
 from .survey import look, modules_of
-from .team import review
+from .team import AT_ONCE, review
+from .watch import ANALYZERS, Watch
 
 OUT = Path("refold-demo")
 TIMEOUT = 600.0
 """Seconds until a run is given up."""
 KILL_AFTER = 0.45
-"""The share of the modules that is begun when one analyzer is killed."""
-MANY = 64
-"""With more modules than this, a few that cannot be parsed do not move the kill."""
-PARTS = ("refold.db", "refold.db-wal", "refold.db-shm", "invoice.jsonl", "report.md", "sections", "logs")
+"""The share of the modules that the provider has answered for when one analyzer is killed."""
+KILL_OWN = 0.3
+"""The share that the killed one must have done itself where there are two: both are expected to do a fair share."""
+CALLS = 8.0
+"""Seconds that the calls of a run take together at least, if nobody is killed: long enough to watch."""
+FASTEST, SLOWEST = 0.05, 1.0
+"""Bounds of the mean latency of a call, in seconds."""
+LOOK = 0.15
+"""Seconds between two looks at the log."""
+PARTS = (
+    "refold.db", "refold.db-wal", "refold.db-shm", "refold.db-tidy", "invoice.jsonl", "report.md", "sections", "logs",
+)  # fmt: skip
 """What a run leaves in its folder; the next one begins without it."""
+WIDTH = 100
+"""Columns where no terminal says how many."""
 
 
-class CannotStart(RefoldError):
-    """The user must change something first; the text says what."""
+class NoModules(ConfigError):
+    """There is nothing to review; the text says why."""
 
 
-async def perform(
-    path: Path | None = None, *, sabotage: bool = False, analyzers: int = 3, json: bool = False, out: Path = OUT,
-    picture: Path | None = None,
+class DemoRuns(LogLocked):
+    """Another demo runs in the same folder."""
+
+
+class ReviewFailed(Failure):
+    """The review ended without a report."""
+
+
+def perform(
+    path: Path | None = None, *, sabotage: bool = False, analyzers: int = USUAL, latency: float | None = None,
+    json: bool = False, svg: Path | None = None, out: Path = OUT,
 ) -> int:  # fmt: skip
     """Run the demo over the modules below `path` (default: refold itself); return the exit code.
 
-    0: everything is proved; 1: something is not, or the run failed; 2: there is nothing to do here. Writes only below
-    `out` (and `picture`, an SVG of the end of the run, where one is asked for).
+    0: everything is proved; 1: something is not; 130, 143: interrupted. Writes only below `out`, and `svg`, a picture
+    of the run, where one is asked for. `latency`: mean seconds of a call of the pretend provider, by default so much
+    that a run can be watched. Raises NoModules, ConfigError, DemoRuns, and ReviewFailed where there is no report.
     """
-    console, errors = Console(highlight=False), Console(stderr=True, highlight=False)
+    terminal = sys.stdout.isatty() or "COLUMNS" in os.environ
+    console = Console(highlight=False, width=None if terminal else WIDTH)
+    root, title, total = subject(path)
+    latency = pace(total, analyzers) if latency is None else latency
+    if svg is not None:
+        writable(svg)
+    job = Job(str(root), os.path.abspath(out), title, sabotage)
+
+    async def main() -> int:
+        with alone_in(out), told_well(out), unwrapped():
+            screen = _screen(console, Scene(title, f"sqlite:///{out}/refold.db", time.time()), json)
+            outcome, peak = await run_on(screen, job, latency, out, analyzers)
+        if json:
+            sys.stdout.write(msgspec.json.encode(outcome).decode() + "\n")
+        else:
+            console.print(told(outcome), crop=False)
+        if svg is not None:
+            draw(svg, peak, outcome)
+        return 0 if outcome.ok else 1
+
     try:
-        root, title, total = subject(path)
-        with alone_in(out), unwrapped():
-            scene = Scene(title, f"sqlite:///{out}/refold.db", time.time())
-            job = Job(str(root), os.path.abspath(out), title, sabotage)
-            outcome = await run_on(_screen(console, scene, json), job, total, out, analyzers)
-    except CannotStart as error:
-        errors.print(f"refold demo: {error}", markup=False)
-        return 2
-    except (RefoldError, TimeoutError) as error:
-        errors.print(f"refold demo: {str(error) or 'no end in sight, given up'} (logs are in {out}/logs)", markup=False)
-        return 1
-    if json:
-        sys.stdout.write(msgspec.json.encode(outcome).decode() + "\n")
-    else:
-        console.print(told(outcome), soft_wrap=True)
-    if picture is not None:
-        draw(picture, scene, outcome)
-    return 0 if outcome.ok else 1
+        return asyncio.run(interruptible(main()))
+    except Interrupted as signal:
+        sys.stderr.write(f"refold demo: ended by {signal}; all its processes have ended, the log is in {out}\n")
+        return signal.code
 
 
 def subject(path: Path | None) -> tuple[Path, str, int]:
-    """Return the folder, its title, and how many modules it has that can be parsed. Raises CannotStart."""
-    root = (path or Path(__file__).parent.parent).resolve()
-    if not root.is_dir():
-        raise CannotStart(f"{path} is no folder")
+    """Return the folder, its title, and how many modules it has. Raises NoModules."""
+    try:
+        root = (path or Path(__file__).parent.parent).resolve()
+        folder = root.is_dir()
+    except (OSError, RuntimeError) as error:
+        raise NoModules(f"{path} cannot be opened: {error}") from error
+    if not folder:
+        raise NoModules(f"{path} is no folder: give one with Python code in it, or none, for refold's own")
+    if not os.access(root, os.R_OK | os.X_OK):
+        raise NoModules(f"{path} cannot be read by you")
     found = modules_of(root)
-    good = len(found) if len(found) > MANY else sum(not look(str(root), module).error for module in found)
-    if not good:
-        raise CannotStart(f"no Python module below {root} can be reviewed ({len(found)} found)")
-    return root, root.name if path is not None else "refold", good
+    if all(look(str(root), module).error for module in found):
+        raise NoModules(f"no Python module below {root} can be reviewed ({len(found)} found)")
+    return root, root.name if path is not None else "refold", len(found)
+
+
+def writable(file: Path) -> None:
+    """Raise ConfigError where a file cannot be written, before anything else happens."""
+    folder = file.absolute().parent
+    if not folder.is_dir() or not os.access(file if file.exists() else folder, os.W_OK):
+        raise ConfigError(f"{file} cannot be written: give a file in a folder of yours")
+
+
+def pace(modules: int, analyzers: int) -> float:
+    """Return the mean latency of a call (s), so that a run can be watched, and many modules do not take for ever."""
+    return min(SLOWEST, max(FASTEST, CALLS * analyzers * AT_ONCE[ANALYZERS] / modules))
 
 
 @contextlib.contextmanager
 def alone_in(out: Path) -> Iterator[None]:
-    """Hold the folder for this run, without what an earlier one left. Raises CannotStart."""
+    """Hold the folder for this run, without what an earlier one left. Raises ConfigError, DemoRuns."""
     try:
-        (out / "logs").mkdir(parents=True, exist_ok=True)
+        out.mkdir(parents=True, exist_ok=True)
         lock = (out / ".lock").open("w")
     except OSError as error:
-        raise CannotStart(f"cannot write to {out}: {error.strerror}") from error
+        raise ConfigError(f"cannot write to {out} here: {error.strerror}; run the demo in a folder of yours") from error
     with lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
-            raise CannotStart(f"another demo runs in {out} now; wait for it, or start this one elsewhere") from None
+            raise DemoRuns(f"another demo runs in {out} now; wait for it, or start this one elsewhere") from None
         for name in PARTS:
             part = out / name
             shutil.rmtree(part) if part.is_dir() else part.unlink(missing_ok=True)
@@ -111,55 +152,69 @@ def alone_in(out: Path) -> Iterator[None]:
         yield
 
 
+@contextlib.contextmanager
+def told_well(out: Path) -> Iterator[None]:
+    """What ends a review early is one error that says where to look."""
+    try:
+        yield
+    except (RefoldError, TimeoutError) as error:
+        why = str(error) or f"no end in sight after {TIMEOUT:.0f} s"
+        raise ReviewFailed(f"{why} (its processes' logs are in {out / 'logs'})") from error
+
+
 def _screen(console: Console, scene: Scene, json: bool) -> Screen:
     kind = Screen if json else Full if console.is_terminal else Lines
     return kind(console, scene)
 
 
-async def run_on(screen: Screen, job: Job, total: int, out: Path, analyzers: int) -> Outcome:
-    """Play the whole run before a screen."""
-    scene = screen.scene
+async def run_on(screen: Screen, job: Job, latency: float, out: Path, analyzers: int) -> tuple[Outcome, Scene]:
+    """Play the whole run before a screen; return what came of it, and the scene soon after the kill."""
+    scene, review_id = screen.scene, f"review-{uuid.uuid4().hex[:8]}"
     with screen:
         async with MessageBus.open(scene.log) as bus, Company(out, scene.log, analyzers) as company:
             screen.say(f"starting {analyzers} analyzers and one each of orchestrator, researcher, writer, validator")
-            provider = await company.start()
-            await company.ready(bus.broker)
+            provider = await company.start(latency)
+            watch = Watch(bus.broker, review_id)
+            await company.ready(watch)
             began = time.monotonic()
-            play = Play(screen, company, provider, bus)
-            handle, report = await play.act(job, total)
+            play = Play(screen, company, provider, bus, watch)
+            handle, report = await play.act(job, review_id)
             seconds = time.monotonic() - began
             scene.stage = "reading the log"
             screen.say("done; the processes are told to stop")
             await company.end()
             proof = await prove(
                 bus.broker, handle.correlation_id, report, (out / report.file).read_text(encoding="utf-8"),
-                read_invoice(out / "invoice.jsonl"), play.killed, sabotage=job.sabotage,
+                read_invoice(out / "invoice.jsonl"), play.killed, analyzers=analyzers, sabotage=job.sabotage,
             )  # fmt: skip
             scene.stage = "proved" if proof.ok else "NOT proved"
     return Outcome(
-        proof.ok, round(seconds, 3), round(report.modules / seconds, 1), job.root, str(out), scene.log,
-        handle.correlation_id, report, play.killed, proof,
-    )  # fmt: skip
+        proof.ok, round(seconds, 3), round(report.modules / seconds, 1), round(latency, 3), job.root, str(out),
+        scene.log, handle.correlation_id, report, play.killed, proof,
+    ), play.peak or scene  # fmt: skip
 
 
 class Play:
     """The part between the start of the job and its answer."""
 
-    def __init__(self, screen: Screen, company: Company, provider: Provider, bus: MessageBus) -> None:
+    def __init__(self, screen: Screen, company: Company, provider: Provider, bus: MessageBus, watch: Watch) -> None:
         self.screen = screen
         self.company = company
         self.provider = provider
         self.bus = bus
+        self.watch = watch
         self.killed: Killed | None = None
+        self.peak: Scene | None = None
 
-    async def act(self, job: Job, total: int) -> tuple[Handle, Report]:
+    async def act(self, job: Job, id: str) -> tuple[Handle[Report], Report]:
         """Start the job, kill one analyzer at work, wait for the answer."""
         self.screen.scene.stage = "reviewing"
-        async with asyncio.timeout(TIMEOUT), self._beside(self._kill_one(total), self._draw()):
-            handle = await self.bus.start(review, job, id=f"review-{uuid.uuid4().hex[:8]}")
-            self.screen.say(f"started workflow {handle.correlation_id}")
-            async with self._beside(self._follow(handle)):
-                report: Report = await handle.result()
+        await self.provider.hold_one(KILL_AFTER, KILL_OWN if self.company.analyzers == 2 else 0.0)
+        async with asyncio.timeout(TIMEOUT), self._beside(self._kill_one(), self._draw()):
+            handle = await self.bus.start(review, job, id=id)
+            self.screen.say(f"the job is in the log, as workflow {id}")
+            report: Report = await handle.result()
+        await self._look()
         return handle, report
 
     @contextlib.asynccontextmanager
@@ -170,59 +225,42 @@ class Play:
             for task in running:
                 task.cancel()
 
-    async def _kill_one(self, total: int) -> None:
+    async def _kill_one(self) -> None:
         """Kill an analyzer by SIGKILL while the provider keeps the answer to one of its calls back."""
-        held = await self.provider.hold_one(int(total * KILL_AFTER), total)
-        member = next(c.member for c in self.company.children if c.pid == held.pid)
-        await self.company.kill(held.pid)
+        held = await self.provider.held()
+        member = await self.company.kill(held.pid)
         self.killed = Killed(held.pid, member, held.module, held.key, time.time())
-        self.screen.say(f"kill -9 {held.pid} ({member}), which waited for the provider's answer about {held.module}")
+        self.screen.say(f"kill -9 {held.pid}: {member} dies in a call about {held.module}", "kill")
 
     async def _draw(self) -> None:
         while True:
             self.company.check()
             await self._look()
             self.screen.update()
-            await asyncio.sleep(0.2)
+            await asyncio.sleep(LOOK)
 
     async def _look(self) -> None:
-        scene = self.screen.scene
-        scene.invoice = status = await self.provider.status()
-        load = {m.presence.pid: m.presence for m in await self.bus.broker.members()}
-        scene.rows = [_row(c, self.company, load.get(c.pid), status) for c in self.company.children]
+        scene, watch = self.screen.scene, self.watch
+        news = await watch.look()
+        scene.invoice = await self.provider.status()
+        scene.total, scene.analysed, scene.sections, scene.validated = (
+            watch.modules, watch.analysed, watch.sections, watch.validated
+        )  # fmt: skip
+        scene.rows = [self._row(child, scene.invoice) for child in self.company.children]
+        for said in news:
+            self.screen.say(said.text, said.kind)
+        if any(said.kind == "again" for said in news):
+            self.peak = copy.deepcopy(scene)
 
-    async def _follow(self, handle: Handle) -> None:
-        scene = self.screen.scene
-        async for event in handle.events():
-            message = event.message
-            if event.verdict is not Verdict.ADMITTED:
-                continue
-            if message.message_type == kinds.TASK_RESPONSE and message.origin is not None:
-                scene.answered += 1
-            elif message.message_type == "progress":
-                self._progress(message.payload)
-
-    def _progress(self, said: dict[str, object]) -> None:
-        if "modules" in said:
-            self.screen.scene.total = int(str(said["modules"]))
-            self.screen.say(f"the researcher found {said['modules']} modules")
-        elif said.get("wrong"):
-            self.screen.say(f"the validator sends section {said['section']} back: {said['wrong']}")
+    def _row(self, child: Child, status: Status) -> Row:
+        watch, member, killed = self.watch, child.member, child.pid in self.company.killed
+        if child.group == ANALYZERS:
+            at_work, queued, done = watch.at_work(member), watch.queued(member), watch.finished(member)
+            calls = status.by_pid.get(child.pid, 0)
+        elif child.group == "orchestrator":
+            left = watch.spawned - watch.returned
+            at_work, queued, done, calls = [f"waits for {left} analyses"] if left else [], 0, 0, -1
         else:
-            self.screen.say(f"section {said['section']} is written and validated")
-
-
-def _row(child: Child, company: Company, load: Presence | None, status: Status) -> Row:
-    makes_calls = child.group == "analyzers"
-    return Row(
-        child.group, child.member, child.pid, child.pid in company.killed,
-        load.running if load else 0, load.queued if load else 0, load.waiting if load else 0,
-        status.by_pid.get(child.pid, 0) if makes_calls else -1, status.open_by_pid.get(child.pid, 0),
-    )  # fmt: skip
-
-
-def draw(picture: Path, scene: Scene, outcome: Outcome) -> None:
-    """Save the last scene and what was told as an SVG."""
-    console = Console(record=True, file=io.StringIO(), width=120, highlight=False)
-    console.print(drawn(scene), told(outcome))
-    console.save_svg(str(picture), title="refold demo")
+            desk = watch.desks[member]
+            at_work, queued, done, calls = desk.open[:1], len(desk.open[1:]), desk.done, -1
+        return Row(member, child.pid, killed, queued, at_work, done, calls)

@@ -8,17 +8,16 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from .messages import Module, Survey, Surveyed
+from .messages import MAX_BYTES, Module, Survey, Surveyed
 
 SKIPPED = frozenset({"__pycache__", "build", "dist", "node_modules", "site-packages", "venv", "refold-demo"})
-MAX_BYTES = 1_000_000
 
 
 def modules_of(root: str | Path) -> list[str]:
     """Return the paths of the modules below a folder, relative and sorted.
 
-    Not taken: what a link points to, hidden folders and those of tools (`SKIPPED`), files above 1 MB or without
-    content, and names that cannot be printed in a report.
+    Not taken: what a link points to, hidden folders and those of tools (`SKIPPED`), files without content, and names
+    that cannot be printed in a report.
     """
     return sorted(Path(path).relative_to(root).as_posix() for path in _walk(os.fspath(root)))
 
@@ -35,7 +34,7 @@ def _walk(folder: str) -> Iterator[str]:
             if entry.name not in SKIPPED and not entry.name.startswith("."):
                 yield from _walk(entry.path)
         elif entry.name.endswith(".py") and entry.is_file(follow_symlinks=False):
-            if 0 < entry.stat(follow_symlinks=False).st_size <= MAX_BYTES:
+            if entry.stat(follow_symlinks=False).st_size:
                 yield entry.path
 
 
@@ -48,8 +47,12 @@ def survey(wanted: Survey) -> Surveyed:
 
 def look(root: str, path: str) -> Module:
     """Read one file and try to parse it."""
+    file = Path(root, path)
     try:
-        source = Path(root, path).read_bytes()
+        size = file.stat().st_size
+        if size > MAX_BYTES:
+            return Module(path, size, "", f"{size} bytes are too many to review (more than {MAX_BYTES})")
+        source = file.read_bytes()
     except OSError as error:
         return Module(path, 0, "", f"cannot be read: {error.strerror}")
     return Module(path, len(source), digest_of(source), _error(source))

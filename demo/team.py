@@ -22,6 +22,7 @@ from ..bus.errors import Refuse
 from .lifeline import lifeline
 from .measure import measure
 from .messages import (
+    PLANTED,
     Analysis,
     Analyze,
     Assemble,
@@ -51,8 +52,6 @@ SECTION_SIZE = 24
 SECTIONS_AT_ONCE = 4
 ROUNDS = 3
 """How often the validator may look at a section before the review gives up."""
-PLANTED = 7
-"""By how much `--sabotage` makes one number wrong."""
 
 orchestrator = Agent("orchestrator")
 researcher = Agent("researcher")
@@ -67,6 +66,8 @@ GROUPS = {
     "validator": validator,
 }
 """Group -> the agent that each process of it hosts."""
+AT_ONCE = {"orchestrator": 16, "researcher": 2, "analyzers": 4, "writer": 4, "validator": 4}
+"""Group -> handlings that one process of it works on at once. So many calls has an analyzer in flight."""
 
 
 @researcher.on_task
@@ -83,7 +84,7 @@ async def analyze(ctx: Context, task: Analyze) -> Analysis:
     opinion = task.opinion
     if opinion is None:
         key = ctx.idempotency_key
-        opinion = await ctx.effect("opinion", ask_provider, key, path, digest, numbers.lines, timeout=60)
+        opinion = await ctx.effect("opinion", ask_provider, key, path, digest, numbers.lines, task.of, timeout=60)
     if task.sabotage:
         numbers = msgspec.structs.replace(numbers, decisions=numbers.decisions + PLANTED)
     return Analysis(path, digest, numbers, opinion)
@@ -94,9 +95,9 @@ def measure_file(root: str, path: str) -> Numbers:
     return measure(path, Path(root, path).read_bytes())
 
 
-async def ask_provider(key: str, path: str, digest: str, lines: int) -> Opinion:
+async def ask_provider(key: str, path: str, digest: str, lines: int, of: int) -> Opinion:
     """Make the metered call."""
-    return await Provider(os.environ[PROVIDER]).call(key, path, digest, lines)
+    return await Provider(os.environ[PROVIDER]).call(key, path, digest, lines, of)
 
 
 @writer.on_task
@@ -120,9 +121,9 @@ async def review(ctx: Context, job: Job) -> Report:
     """Have all modules analysed, written about and validated, and return where the report is."""
     modules = await survey_all(ctx, job)
     good = [m for m in modules if not m.error]
-    ctx.send("*", {"modules": len(good)}, kind="progress")
     pages = [good[i : i + SECTION_SIZE] for i in range(0, len(good), SECTION_SIZE)]
-    branches = (review_page(ctx, job, i, page) for i, page in enumerate(pages))
+    ctx.send("*", {"modules": len(good), "sections": len(pages)}, kind="progress")
+    branches = (review_page(ctx, job, i, page, len(good)) for i, page in enumerate(pages))
     done = await ctx.gather(*branches, limit=SECTIONS_AT_ONCE)
     unreadable = [m for m in modules if m.error]
     file, last = await assemble(ctx, job, [section for section, _, _ in done], unreadable)
@@ -143,22 +144,25 @@ async def survey_all(ctx: Context, job: Job) -> list[Module]:
 
 
 async def review_page(
-    ctx: Context, job: Job, number: int, modules: list[Module]
+    ctx: Context, job: Job, number: int, modules: list[Module], of: int
 ) -> tuple[Section, int, list[Objection]]:
     """One section: fan out, write, validate; what the validator sends back is analysed and written again."""
     planted = number == 0 and job.sabotage
-    tasks = [Analyze(job.root, m, sabotage=planted and i == len(modules) // 2) for i, m in enumerate(modules)]
+    tasks = [Analyze(job.root, m, of, sabotage=planted and i == len(modules) // 2) for i, m in enumerate(modules)]
     analyses = await ctx.gather(*(ctx.spawn(analyze, task) for task in tasks))
     found: list[Objection] = []
-    for _ in range(ROUNDS):
+    rounds = 0
+    while True:
         section = await ctx.request(writer, Write(job.out, number, analyses), returns=Section)
         checked = await ctx.request(check, Check(job.root, job.out, section, modules))
-        ctx.send("*", {"section": number, "wrong": [str(o) for o in checked.objections]}, kind="progress")
+        ctx.send("*", {"section": number + 1, "wrong": [str(o) for o in checked.objections]}, kind="progress")
         if not checked.objections:
             return section, checked.numbers, found
+        rounds += 1
+        if rounds == ROUNDS:
+            raise Refuse(f"the validator objected in {ROUNDS} rounds: {checked.objections[0]}")
         found += checked.objections
         analyses = await correct(ctx, job, modules, analyses, checked.objections)
-    raise Refuse(f"after {ROUNDS} rounds the validator still objects: {checked.objections[0]}")
 
 
 async def correct(
@@ -169,15 +173,13 @@ async def correct(
     for objection in objections:
         texts.setdefault(objection.path, []).append(str(objection))
     again = [i for i, m in enumerate(modules) if m.path in texts]
-    tasks = [Analyze(job.root, modules[i], texts[modules[i].path], analyses[i].opinion) for i in again]
+    tasks = [Analyze(job.root, modules[i], 0, texts[modules[i].path], analyses[i].opinion) for i in again]
     new = await ctx.gather(*(ctx.spawn(analyze, task) for task in tasks))
     replaced = dict(zip(again, new, strict=True))
     return [replaced.get(i, analysis) for i, analysis in enumerate(analyses)]
 
 
-async def assemble(
-    ctx: Context, job: Job, sections: list[Section], unreadable: list[Module]
-) -> tuple[str, Checked]:
+async def assemble(ctx: Context, job: Job, sections: list[Section], unreadable: list[Module]) -> tuple[str, Checked]:
     """Have the report put together and checked as a whole."""
     file = await ctx.request(writer, Assemble(job.out, job.title, sections, unreadable), returns=str)
     checked = await ctx.request(check, CheckReport(job.root, job.out, file, sections, unreadable))
@@ -186,10 +188,10 @@ async def assemble(
     return file, checked
 
 
-async def work(group: str, url: str, member: str, *, tied: bool) -> int:
+async def work(group: str, url: str, member: str, *, at_once: int, tied: bool) -> int:
     """Host the agent of a group in this process; `tied`: until stdin is closed, at the latest."""
     with lifeline() if tied else contextlib.nullcontext():
-        return await serve([GROUPS[group]], url, group=group, member=member, concurrency=16, threads=2)
+        return await serve([GROUPS[group]], url, group=group, member=member, concurrency=at_once, threads=2)
 
 
 def main(arguments: Any = None) -> int:
@@ -198,10 +200,11 @@ def main(arguments: Any = None) -> int:
     parser.add_argument("group", choices=GROUPS)
     parser.add_argument("--broker", required=True, help="the log's URL")
     parser.add_argument("--member", required=True, help="the process's name in its group")
+    parser.add_argument("--at-once", type=int, default=4, help="handlings at once (default: %(default)s)")
     parser.add_argument("--tied", action="store_true", help="end when stdin is closed")
     options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(levelname)s %(message)s")
-    return asyncio.run(work(options.group, options.broker, options.member, tied=options.tied))
+    return asyncio.run(work(options.group, options.broker, options.member, at_once=options.at_once, tied=options.tied))
 
 
 if __name__ == "__main__":

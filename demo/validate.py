@@ -10,11 +10,24 @@ from itertools import zip_longest
 from pathlib import Path
 from tokenize import TokenError
 
-from .messages import MAX_TOP, RULES, Check, Checked, CheckReport, Module, Numbers, Objection
+from .messages import (
+    MAX_BYTES,
+    MAX_FIRST,
+    MAX_TOP,
+    MISSING,
+    RULES,
+    Check,
+    Checked,
+    CheckReport,
+    Module,
+    Numbers,
+    Objection,
+)
 from .recount import recount
 
 HEADING = re.compile(r"### `(.+)`")
-PLACE = re.compile(r"- (complexity )?([\w-]+): `(.+):(\d+)` `(.+)`")
+CLAIM = re.compile(r"- ([a-z-]+)(?: (\d+))?(?:: (.*))?")
+PLACE = re.compile(r"`([^`]+):(\d+)` `([^`]+)`(?: (\d+))?")
 COUNTS = ("lines", "functions", "classes", "decisions", "worst")
 Claims = dict[str, str]
 
@@ -44,14 +57,19 @@ def claims_of(text: str) -> Iterator[tuple[str, Claims]]:
 
 
 def _claim(line: str, path: str, claims: Claims) -> None:
-    place = PLACE.fullmatch(line)
-    if place is not None:
-        kind = f"complexity {place[2]}" if place[1] else place[2]
-        _count(claims, f"{kind} at {place[3].removeprefix(path)}{place[4]} {place[5]}")
-    elif line.startswith(("- lines ", "- findings: ")):
-        for part in line.removeprefix("- ").removeprefix("findings: ").split(", "):
+    said = CLAIM.fullmatch(line)
+    if line.startswith("- lines "):
+        for part in line.removeprefix("- ").split(", "):
             what, _, value = part.partition(" ")
             claims[what] = value
+    elif said is not None:
+        if said[2]:
+            claims[said[1]] = said[2]
+        for file, at, name, complexity in PLACE.findall(said[3] or ""):
+            elsewhere = "" if file == path else file
+            _count(claims, f"{said[1]} {complexity} at {elsewhere}{at} {name}")
+    elif line.startswith("- "):
+        claims[line] = "not understood"
 
 
 def _count(claims: Claims, what: str) -> None:
@@ -69,24 +87,35 @@ def _compare(root: str, module: Module, said: Claims) -> tuple[int, list[Objecti
         for what in sorted({*said, *counted})
         if said.get(what) != counted.get(what)
     ]
-    return len(counted), wrong
+    return sum(_numbers_in(what, value) for what, value in counted.items()), wrong
+
+
+def _numbers_in(what: str, value: str) -> int:
+    """A count is one number; a place is one, its line, and with a complexity two, each time that it is named."""
+    if " at " not in what:
+        return 1
+    return int(value) * (2 if what.startswith("complexity ") else 1)
 
 
 def facts_of(numbers: Numbers) -> Claims:
     """Return numbers in the form of `claims_of`."""
     claims = {what: str(getattr(numbers, what)) for what in COUNTS}
     claims |= {rule: str(count) for rule, count in numbers.rules.items()}
+    if unlisted := sum(numbers.rules.values()) - len(numbers.findings):
+        claims["unlisted"] = str(unlisted)
     for f in numbers.top:
         _count(claims, f"complexity {f.complexity} at {f.line} {f.name}")
     for finding in numbers.findings:
-        _count(claims, f"{finding.rule} at {finding.line} {finding.name}")
+        _count(claims, f"{finding.rule}  at {finding.line} {finding.name}")
     return claims
 
 
 def check_report(wanted: CheckReport) -> Checked:
     """Check that the report holds each section word for word and each module once, and that its tables are right."""
     text = Path(wanted.out, wanted.file).read_text(encoding="utf-8")
-    modules = list(claims_of(text))
+    head, _, rest = text.partition("\n## Modules\n")
+    body, _, tail = rest.partition("\n## Unreadable\n")
+    modules = list(claims_of(body))
     objections = []
     for section in wanted.sections:
         part = Path(wanted.out, section.file).read_text(encoding="utf-8")
@@ -96,15 +125,17 @@ def check_report(wanted: CheckReport) -> Checked:
         Objection(path, "module", f"{times} times", "once")
         for path, times in Counter(path for path, _ in modules).items() if times > 1
     ]  # fmt: skip
-    rows = _rows(text.partition("\n## Modules\n")[0])
+    rows = _rows(head)
     due = _due_rows(modules, wanted)
     objections += [
         Objection(wanted.file, "row of a table", said or "nothing", row or "nothing")
         for said, row in zip_longest(rows, due)
         if said is None or row is None or not said.startswith(row)
     ]
+    if re.findall(r"^- `(.+?)`: ", tail, flags=re.MULTILINE) != [m.path for m in wanted.unreadable]:
+        objections.append(Objection(wanted.file, "unreadable", "another list", "that of the researcher"))
     objections += [o for m in wanted.unreadable if (o := _readable(wanted.root, m)) is not None]
-    return Checked(sum(row.count(" | ") + 1 for row in due), objections)
+    return Checked(sum(len(re.findall(r"(?<=[ :])\d+(?=[ `])", row)) for row in due), objections)
 
 
 def _rows(head: str) -> list[str]:
@@ -116,26 +147,43 @@ def _rows(head: str) -> list[str]:
 def _due_rows(modules: list[tuple[str, Claims]], wanted: CheckReport) -> list[str]:
     """Return how the rows of the report's tables must begin, by what its modules say."""
     sums: Counter[str] = Counter()
-    functions = []
+    places: list[tuple[str, str, int, str]] = []
     for path, claims in modules:
         for what, value in claims.items():
-            if what.startswith("complexity "):
-                _, complexity, _, line, name = what.split(" ", 4)
-                functions.append((-int(complexity), f"`{path}:{line}` `{name}`"))
-            elif " " not in what:
+            kind, at, place = what.partition(" at ")
+            if at:
+                line, _, name = place.partition(" ")
+                places += [(kind.strip(), path, int(line), name)] * int(value)
+            else:
                 sums[what] += int(value)
     counts = [sum(s.modules for s in wanted.sections), *(sums[what] for what in COUNTS[:-1]), len(wanted.unreadable)]
     return [
         f"| {' | '.join(map(str, counts))} |",
-        *(f"| {rule} | {sums[rule]} |" for rule in sorted(RULES) if sums[rule]),
-        *(f"| {-complexity} | {where} |" for complexity, where in sorted(functions)[:MAX_TOP]),
+        *(f"| {rule} | {sums[rule]} |" for rule in RULES if sums[rule]),
+        *_first_findings(places),
+        *_most_complex(places),
     ]
 
 
+def _first_findings(places: list[tuple[str, str, int, str]]) -> list[str]:
+    by_rule = [sorted(place for place in places if place[0] == rule) for rule in RULES if rule != MISSING]
+    first = [place for found in by_rule for place in found][:MAX_FIRST]
+    return [f"| {rule} | `{path}:{line}` `{name}` |" for rule, path, line, name in first]
+
+
+def _most_complex(places: list[tuple[str, str, int, str]]) -> list[str]:
+    functions = [(int(kind.split()[1]), *rest) for kind, *rest in places if kind.startswith("complexity ")]
+    functions.sort(key=lambda f: (-int(str(f[0])), *f[1:]))
+    return [f"| {worth} | `{path}:{line}` `{name}` |" for worth, path, line, name in functions[:MAX_TOP]]
+
+
 def _readable(root: str, module: Module) -> Objection | None:
-    """Python itself must refuse what the report calls unreadable."""
+    """Python itself must refuse what the report calls unreadable, or it must be too large."""
+    file = Path(root, module.path)
     try:
-        compile(Path(root, module.path).read_bytes(), module.path, "exec", dont_inherit=True)
+        if file.stat().st_size > MAX_BYTES:
+            return None
+        compile(file.read_bytes(), module.path, "exec", dont_inherit=True)
     except (OSError, SyntaxError, ValueError, RecursionError, MemoryError):
         return None
     return Objection(module.path, "unreadable", module.error, "it can be compiled")

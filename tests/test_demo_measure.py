@@ -14,9 +14,9 @@ import pytest
 
 import refold
 from refold.demo.measure import measure
-from refold.demo.messages import Finding, Function, Survey
+from refold.demo.messages import MAX_BYTES, Finding, Function, Survey
 from refold.demo.recount import recount
-from refold.demo.survey import MAX_BYTES, modules_of, survey
+from refold.demo.survey import modules_of, survey
 
 FOLDERS = [Path(package.__file__ or "").parent for package in (json, asyncio, email, refold)]
 
@@ -117,16 +117,16 @@ class A:
     for count in (measure, recount):
         n = count("m.py", source)
         assert (n.lines, n.functions, n.classes, n.decisions, n.worst) == (12, 3, 1, 7, 7), count
-        assert n.top == [Function(2, "f", 7), Function(5, "f.g", 2), Function(12, "A.m", 1)]
+        assert n.top == [Function(2, "f", 7)]
         assert n.findings == [
-            Finding(1, "no-docstring", "module"),
-            Finding(2, "mutable-default", "f"),
-            Finding(2, "no-docstring", "f"),
             Finding(7, "eval-exec", "eval"),
-            Finding(8, "broad-except", "Exception"),
-            Finding(8, "swallowed-error", "pass"),
-            Finding(12, "no-docstring", "A.m"),
+            Finding(2, "mutable-default", "f"),
             Finding(12, "none-comparison", "None"),
+            Finding(8, "swallowed-error", "pass"),
+            Finding(8, "broad-except", "Exception"),
+            Finding(1, "no-docstring", "module"),
+            Finding(2, "no-docstring", "f"),
+            Finding(12, "no-docstring", "A.m"),
         ]
         assert n.rules["no-docstring"] == 3
 
@@ -152,9 +152,11 @@ def test_the_survey_takes_modules_only_once_and_follows_no_links(tmp_path: Path)
     (tmp_path / "wrong.py").write_text("x = 1\ndef (:\n")
     os.symlink(tmp_path, tmp_path / "loop")
     os.symlink("b.py", tmp_path / "link.py")
-    assert modules_of(tmp_path) == ["a.py", "a/z.py", "b.py", "wrong.py"]
+    assert modules_of(tmp_path) == ["a.py", "a/z.py", "b.py", "large.py", "wrong.py"]
     first = survey(Survey(str(tmp_path), limit=3))
     rest = survey(Survey(str(tmp_path), after=first.modules[-1].path, limit=3))
     assert [m.path for m in first.modules + rest.modules] == modules_of(tmp_path)
     assert first.more and not rest.more
-    assert rest.modules[0].error.startswith("line 2: ")
+    assert [m.error for m in first.modules] == ["", "", ""]
+    assert rest.modules[0].error.startswith(f"{MAX_BYTES + 1} bytes are too many")
+    assert rest.modules[1].error.startswith("line 2: ")

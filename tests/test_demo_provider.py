@@ -21,7 +21,7 @@ Go = Callable[[Any], Any]
 @contextlib.asynccontextmanager
 async def provider(invoice: Path) -> AsyncIterator[tuple[Provider, asyncio.subprocess.Process]]:
     process = await asyncio.create_subprocess_exec(
-        sys.executable, "-P", "-m", "refold.demo.provider", str(invoice), "--tied",
+        sys.executable, "-P", "-m", "refold.demo.provider", str(invoice), "--tied", "--latency", "0.02",
         stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE,
     )  # fmt: skip
     assert process.stdout is not None
@@ -36,9 +36,9 @@ async def provider(invoice: Path) -> AsyncIterator[tuple[Provider, asyncio.subpr
 def test_a_call_is_answered_by_content_and_charged_once_per_key(tmp_path: Path, go: Go) -> None:
     async def scenario() -> None:
         async with provider(tmp_path / "invoice.jsonl") as (client, _):
-            first = await client.call("k1", "a.py", "0f", 10)
-            again = await client.call("k1", "a.py", "0f", 10)
-            other = await client.call("k2", "b.py", "0e", 20)
+            first = await client.call("k1", "a.py", "0f", 10, 9)
+            again = await client.call("k1", "a.py", "0f", 10, 9)
+            other = await client.call("k2", "b.py", "0e", 20, 9)
             status = await client.status()
         assert first == again == opinion_of("0f", 10)
         assert (status.calls, status.repeated, status.billed) == (3, 1, first.price + other.price)
@@ -55,7 +55,7 @@ def test_a_restarted_provider_still_honours_the_keys_of_its_invoice(tmp_path: Pa
     async def scenario() -> None:
         for _ in range(2):
             async with provider(tmp_path / "invoice.jsonl") as (client, _):
-                await client.call("k1", "a.py", "0f", 10)
+                await client.call("k1", "a.py", "0f", 10, 9)
         assert [x.repeated for x in read_invoice(tmp_path / "invoice.jsonl")] == [False, True]
 
     go(scenario())
@@ -64,17 +64,16 @@ def test_a_restarted_provider_still_honours_the_keys_of_its_invoice(tmp_path: Pa
 def test_one_call_is_held_back_billed_and_never_answered(tmp_path: Path, go: Go) -> None:
     async def scenario() -> None:
         async with provider(tmp_path / "invoice.jsonl") as (client, _), asyncio.TaskGroup() as tasks:
-            holding = tasks.create_task(client.hold_one(after=1, total=9))
-            await client.status()
-            await client.call("k1", "a.py", "0f", 10)
-            waiting = tasks.create_task(client.call("k2", "b.py", "0e", 20))
-            held = await holding
+            await client.hold_one(after=0.1)
+            await client.call("k1", "a.py", "0f", 10, 9)
+            waiting = tasks.create_task(client.call("k2", "b.py", "0e", 20, 9))
+            held = await client.held()
             assert (held.key, held.module, held.pid) == ("k2", "b.py", os.getpid())
-            await client.call("k3", "c.py", "0e", 20)
+            await client.call("k3", "c.py", "0e", 20, 9)
             assert not waiting.done()
             assert (await client.status()).open_by_pid == {os.getpid(): 1}
             waiting.cancel()
-            assert (await client.call("k2", "b.py", "0e", 20)) == opinion_of("0e", 20)
+            assert (await client.call("k2", "b.py", "0e", 20, 9)) == opinion_of("0e", 20)
         assert [(x.key, x.repeated) for x in read_invoice(tmp_path / "invoice.jsonl")] == [
             ("k1", False), ("k2", False), ("k3", False), ("k2", True)
         ]  # fmt: skip
@@ -82,13 +81,31 @@ def test_one_call_is_held_back_billed_and_never_answered(tmp_path: Path, go: Go)
     go(scenario())
 
 
-def test_the_last_call_of_all_is_held_where_no_earlier_one_was(tmp_path: Path, go: Go) -> None:
+@pytest.mark.parametrize("of", [1, 3])
+def test_the_answer_about_the_last_module_is_held_where_no_earlier_one_was(
+    tmp_path: Path, go: Go, until: Callable[..., Any], of: int
+) -> None:
     async def scenario() -> None:
         async with provider(tmp_path / "invoice.jsonl") as (client, _), asyncio.TaskGroup() as tasks:
-            holding = tasks.create_task(client.hold_one(after=0, total=1))
-            await client.status()
-            waiting = tasks.create_task(client.call("k1", "a.py", "0f", 10))
-            assert (await holding).key == "k1"
+            await client.hold_one(after=0.0, own=2.0)
+            calls = [tasks.create_task(client.call(f"k{i}", "a.py", "0f", 10, of)) for i in range(of)]
+            held = await client.held()
+            await until(lambda: sum(call.done() for call in calls) == of - 1)
+            (waiting,) = (i for i, call in enumerate(calls) if not call.done())
+            assert held.key == f"k{waiting}"
+            calls[waiting].cancel()
+
+    go(scenario())
+
+
+def test_the_caller_with_the_most_answers_is_held_once_it_has_its_share(tmp_path: Path, go: Go) -> None:
+    async def scenario() -> None:
+        async with provider(tmp_path / "invoice.jsonl") as (client, _), asyncio.TaskGroup() as tasks:
+            await client.hold_one(after=0.2, own=0.3)
+            for i in range(3):
+                await client.call(f"k{i}", "a.py", "0f", 10, 10)
+            waiting = tasks.create_task(client.call("k3", "a.py", "0f", 10, 10))
+            assert (await client.held()).key == "k3"
             waiting.cancel()
 
     go(scenario())
