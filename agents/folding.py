@@ -150,6 +150,8 @@ def activate(worker: Worker, place: Place) -> None:
             hold_back(worker, place, w)
         settle(worker, place, w)
     worker.due_at(place.next_due())
+    if fold.strays:
+        worker.strays.add(place.partition)
     if died:
         worker.cohorts.death()
         start_cohort(worker)

@@ -34,6 +34,7 @@ async def take_over(worker: Worker, sub: Subscription, event: Assigned) -> Place
     place.after_death = event.after_death
     if not own:
         place.distrust_idle()
+        place.checkpoint_failed = True  # the group's own checkpoint does not hold what was loaded
     for correlation, entry in fold.entries.items():
         due = peek(entry).due
         if due is not None:
@@ -69,6 +70,11 @@ async def _load(worker: Worker, partition: int) -> tuple[PartitionFold, bool]:
 
 async def save_checkpoint(worker: Worker, sub: Subscription, place: Place) -> bool:
     """Save what has changed since the last checkpoint. False when the partition is lost."""
+    async with place.saving:  # each one says what changed since the one before
+        return await _save(worker, sub, place)
+
+
+async def _save(worker: Worker, sub: Subscription, place: Place) -> bool:
     fold = place.fold
     if fold.position <= place.saved_position or not fold.last_id:
         return True
@@ -86,8 +92,8 @@ async def save_checkpoint(worker: Worker, sub: Subscription, place: Place) -> bo
     return saved
 
 
-async def give_up(worker: Worker, sub: Subscription, place: Place) -> None:
-    """Append `owner_released` and let the partition go."""
+async def say_released(worker: Worker, place: Place) -> None:
+    """Append `owner_released`: who comes next knows that this was no death."""
     released = AgentMessage(
         id=worker.source.new_id(), sender_id=worker.member, receiver_id="*", message_type=kinds.OWNER_RELEASED,
         correlation_id="", timestamp=worker.clock.now(),
@@ -95,4 +101,3 @@ async def give_up(worker: Worker, sub: Subscription, place: Place) -> None:
     )  # fmt: skip
     item = Item(place.partition, None, (Outgoing(released.id, codec.encode(released)),))
     await worker.broker.append([item])
-    await sub.release(place.partition, place.epoch)

@@ -28,23 +28,23 @@ async def deliver(worker: Worker, place: Place, correlations: Iterable[str]) -> 
     copies: list[Item] = []
     marks: list[Item] = []
     sent: list[tuple[str, str, int, bool]] = []
-    for correlation in correlations:
-        w = place.fold.find(correlation)
-        if w is None:
-            continue
-        own = []
-        for duty in w.duties():
-            name = (correlation, duty.subject, duty.n, duty.what == "cancel")
-            if duty.agent not in worker.agents or name in place.delivering:
-                continue
-            place.delivering.add(name)
-            sent.append(name)
-            now = place.now(worker.clock.now())
-            copies.append(_item(await message_for(duty, w, _reader(worker, place), now), partitions))
-            own.append(mark(duty, w, now))
-        if own:
-            marks.append(_marks(place, w, own))
     try:
+        for correlation in correlations:
+            w = place.fold.find(correlation)
+            if w is None:
+                continue
+            own = []
+            for duty in w.duties():
+                name = (correlation, duty.subject, duty.n, duty.what == "cancel")
+                if duty.agent not in worker.agents or name in place.delivering:
+                    continue
+                place.delivering.add(name)
+                sent.append(name)
+                now = place.now(worker.clock.now())
+                copies.append(_item(await message_for(duty, w, _reader(worker, place), now), partitions))
+                own.append(mark(duty, w, now))
+            if own:
+                marks.append(_marks(place, w, own))
         for items in (copies, marks):
             if items:
                 results = await worker.broker.append(items, place.fence(worker.group))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import heapq
 from collections.abc import Container, Iterator
 from itertools import count
@@ -43,6 +44,7 @@ class Place:
         self.newest = 0.0
         self.saved_position = fold.position
         self.checkpoint_failed = False
+        self.saving = asyncio.Lock()
         self.trust_idle = True
         self._numbers = count(1)
         self._due: list[tuple[float, str]] = []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import socket
@@ -23,7 +24,7 @@ from .agent import Agent
 from .cohorts import Cohorts
 from .crew import Crew
 from .folding import fold_batch, settle, start_cohort
-from .ownership import give_up, save_checkpoint, take_over
+from .ownership import save_checkpoint, say_released, take_over
 from .parcels import deliver, forward_strays
 from .place import Place, RunKey
 from .presence import join
@@ -154,13 +155,23 @@ class Worker:
 
     async def _leave(self, place: Place, *, saved: bool) -> None:
         """Save what is folded (at shutdown), say that the partition is given up, and give it up."""
-        try:
-            if saved and place.active:
-                await save_checkpoint(self, self.sub, place)
-            self._end_place(place, "the worker stops" if saved else "revoked")
-            await give_up(self, self.sub, place)
-        except TryAgain as error:
-            log.warning("partition %d could not be given up in good order: %s", place.partition, error)
+        if saved and place.active:
+            await self._carefully(self._save(place), "the last checkpoint")
+        self._end_place(place, "the worker stops" if saved else "revoked")
+        await self._carefully(say_released(self, place), "that a partition is given up")
+        if saved:
+            await self._carefully(self.sub.release(place.partition, place.epoch), "a release")
+        else:
+            await self._release(place.partition, place.epoch)
+
+    async def _release(self, partition: int, epoch: int) -> None:
+        """Give the partition up; where that fails, again: nobody else can work on it before."""
+        failures = 0
+        while self.sub.owned().get(partition) == epoch and not self._stopped:
+            if await self._carefully(self.sub.release(partition, epoch), "a release"):
+                return
+            failures += 1
+            await self.clock.sleep(pause(failures))
 
     # ---- the read loop: the only way into the fold -------------------------------------------------------------------
     async def _read(self) -> None:
@@ -171,12 +182,13 @@ class Worker:
                 failures = 0
             except TryAgain as error:
                 failures += 1
-                wait = min(0.1 * 2**failures, 10.0)
+                wait = pause(failures)
                 log.warning("the log cannot be read (%s); trying again in %.1f s", error, wait)
                 await self.clock.sleep(wait)
                 continue
             for event in events:
-                await self._take(event)
+                with contextlib.suppress(PartitionLost):
+                    await self._take(event)
 
     async def _take(self, event: Event) -> None:
         if isinstance(event, Batch):
@@ -209,7 +221,7 @@ class Worker:
             return
         except TryAgain as error:
             log.warning("partition %d could not be taken over (%s): it is given up", event.partition, error)
-            await self.sub.release(event.partition, event.epoch)
+            await self._release(event.partition, event.epoch)
             return
         finally:
             self._taking.pop(event.partition, None)
@@ -225,7 +237,7 @@ class Worker:
         place = self.places.get(event.partition)
         if place is None or place.epoch != event.epoch:
             if isinstance(event, Revoked):
-                await self.sub.release(event.partition, event.epoch)
+                self.spawn(self._release(event.partition, event.epoch))
             return
         self._end_place(place, "the partition goes to another worker")
         if isinstance(event, Revoked):
@@ -245,8 +257,20 @@ class Worker:
         return self._tasks.create_task(work)
 
     async def restore(self, place: Place, correlation: str) -> None:
-        """Read a workflow's earlier records by key and fold them again."""
-        place.fold.restore(correlation, await read_history(self.broker, correlation))
+        """Read a workflow's earlier records by key and fold them again. Raises PartitionLost where the place ends."""
+        failures = 0
+        while True:
+            try:
+                records = await read_history(self.broker, correlation)
+            except TryAgain as error:
+                if place.ended:
+                    raise PartitionLost("the partition has gone to another worker") from error
+                failures += 1
+                log.warning("the records of %s cannot be read (%s); trying again", correlation, error)
+                await self.clock.sleep(pause(failures))
+            else:
+                place.fold.restore(correlation, records)
+                return
 
     def deliver(self, place: Place, correlation: str) -> None:
         """The workflow owes something to another one."""
@@ -403,9 +427,13 @@ class Worker:
             return False
         except TryAgain as error:
             log.warning("%s could not be written: %s; it will be tried again", what, error)
-            self._loop.call_later(1.0, self._timer_bell.set)
+            self._loop.call_later(1.0, self._ring)
             return False
         return True
+
+    def _ring(self) -> None:
+        self._timer_bell.set()
+        self._parcel_bell.set()
 
     def presence(self) -> Presence:
         """Return what this worker tells of itself."""
@@ -416,6 +444,11 @@ class Worker:
             partitions=tuple(sorted(self.places)), running=self.scheduler.used, queued=self.scheduler.queued,
             waiting=len(self.crew.waiting), draining=self.draining,
         )  # fmt: skip
+
+
+def pause(failures: int) -> float:
+    """Return the seconds to wait after the log could not be reached so often in a row."""
+    return min(0.1 * 2.0**failures, 10.0)
 
 
 def outcome_of(last: AgentMessage) -> str:
