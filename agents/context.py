@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 import random
 import uuid
-from collections.abc import Awaitable, Callable, Coroutine, Generator
+from collections.abc import Awaitable, Callable, Coroutine, Generator, Iterable
 from typing import Any, Generic, TypeVar, cast, overload
 
 from ..bus import codec, ids, kinds
@@ -168,6 +169,7 @@ class Context(Facts):
         each try, `retry` says how often; then EffectFailed. A call that happened and was not recorded (a crash in
         between) is repeated with the same `ctx.idempotency_key`.
         """
+        _check_function(name, fn)
         return Pending(self._run, effect_call(name, fn, args, kwargs, retry, timeout, returns))
 
     @overload
@@ -256,6 +258,8 @@ class Context(Facts):
         """
         if limit is not None and limit < 1:
             raise HandlerError(f"ctx.gather(limit={limit}): at least one branch must be allowed to run")
+        for step in steps:
+            _check_branch(step)
         return Gather(self._run, steps, limit, return_exceptions)
 
     # ---- plain calls -----------------------------------------------------------------------------------------------
@@ -304,6 +308,26 @@ class Context(Facts):
         return RequestCall(
             kinds.TASK_REQUEST, receiver, digest, child, receiver, value, timeout, priority, returns
         )
+
+
+def _check_function(name: object, fn: object) -> None:
+    """Refuse the result of a call where the function itself belongs. Raises HandlerError."""
+    if callable(fn) or not isinstance(name, str):
+        return
+    if inspect.iscoroutine(fn):
+        fn.close()
+    raise HandlerError(
+        f"ctx.effect({name!r}, ...) got a {type(fn).__name__}: pass the function and its arguments, not the result of "
+        f"a call: ctx.effect({name!r}, fn, *args)"
+    )
+
+
+def _check_branch(step: object) -> None:
+    """Refuse what cannot be awaited. Raises HandlerError."""
+    if inspect.isawaitable(step):
+        return
+    hint = "; write ctx.gather(*steps)" if isinstance(step, Iterable) else ""
+    raise HandlerError(f"ctx.gather takes steps and coroutines, not a {type(step).__name__}{hint}")
 
 
 STEPS = frozenset(

@@ -267,6 +267,29 @@ def test_an_effect_that_returns_what_json_cannot_carry(go):
     assert go(ask(agent)) == snapshot("AgentError: 'a' answered with an error: EffectFailed: effect 'connect' failed: InvalidMessage: $.payload: JSON cannot carry 'object'; send plain data: dicts, lists, strings, numbers, Structs")
 
 
+def test_the_result_of_a_call_instead_of_the_function(go):
+    agent = Agent("a", retry=ONCE)
+
+    @agent.on_task
+    async def handle(ctx: Context, which: str) -> object:
+        given = asyncio.sleep(0) if which == "coroutine" else "text"
+        return await ctx.effect("draft", given)
+
+    assert go(ask(agent, "coroutine")) == snapshot("AgentError: 'a' answered with an error: HandlerError: ctx.effect('draft', ...) got a coroutine: pass the function and its arguments, not the result of a call: ctx.effect('draft', fn, *args)")
+    assert go(ask(agent, "text")) == snapshot("AgentError: 'a' answered with an error: HandlerError: ctx.effect('draft', ...) got a str: pass the function and its arguments, not the result of a call: ctx.effect('draft', fn, *args)")
+
+
+def test_a_gather_of_what_cannot_be_awaited(go):
+    agent = Agent("a", retry=ONCE)
+
+    @agent.on_task
+    async def handle(ctx: Context, which: str) -> object:
+        return await (ctx.gather([ctx.now(), ctx.now()]) if which == "list" else ctx.gather(7))
+
+    assert go(ask(agent, "list")) == snapshot("AgentError: 'a' answered with an error: HandlerError: ctx.gather takes steps and coroutines, not a list; write ctx.gather(*steps)")
+    assert go(ask(agent, "number")) == snapshot("AgentError: 'a' answered with an error: HandlerError: ctx.gather takes steps and coroutines, not a int")
+
+
 def test_a_payload_that_json_cannot_carry(go):
     assert go(ask(Agent("a"), {"when": {"f": lambda: 1}})) == snapshot("InvalidMessage: $.payload.when.f: JSON cannot carry 'function'; send plain data: dicts, lists, strings, numbers, Structs")
     assert go(ask(Agent("a"), [float("nan")])) == snapshot('InvalidMessage: $.payload[0]: nan is not a JSON number; send null or a string')
