@@ -26,9 +26,9 @@ TEMPORARY = os.environ.get("BENCH_FOLDER") or str(BENCH.parent)
 
 @dataclass(frozen=True)
 class Figure:
-    """One line of the table. `target` is like "ratio >= 0.8", parts joined by " or "; refold, raw and ratio are known.
+    """One line of the table. `target` is like "ratio >= 0.8", parts joined by " or "; refold, raw, ratio and difference are known.
 
-    `better`: "more" or "less". ratio = refold / raw, medians.
+    `better`: "more" or "less". ratio = refold / raw, medians. `base` names the side that stands for raw.
     """
 
     key: str
@@ -85,8 +85,9 @@ def _line(name: str, row: Row, f: Figure, seen: dict[str, list[dict[str, float]]
         ratios = [a / b for a, b in zip(ours, base, strict=True)]
         line |= {"raw": statistics.median(base), "raw_all": base}
         line |= {"ratio": line["refold"] / line["raw"], "spread": [min(ratios), max(ratios)]}
+        line["difference"] = line["refold"] - line["raw"]
     else:
-        line |= {"raw": None, "ratio": None, "spread": [min(ours), max(ours)]}
+        line |= {"raw": None, "ratio": None, "difference": None, "spread": [min(ours), max(ours)]}
     line["met"] = meets(f.target, line)
     return line
 
