@@ -140,6 +140,16 @@ def test_every_public_name_resolves_and_the_list_is_sorted():
     assert set(refold.__all__) <= set(dir(refold))
 
 
+def test_what_a_program_must_catch_is_a_public_name():
+    """What `request`, `start`, `attach` and a handler's steps raise, and the branch that says: try again."""
+    asked = {"AgentError", "RequestExpired", "RequestTimeout", "NoSuchAgent", "AgentUnavailable", "TryAgain"}
+    started = {"WorkflowExists", "NoSuchWorkflow"}
+    in_a_handler = {"EffectFailed", "WaitExpired", "SchemaError", "Refuse"}
+    for name in asked | started | in_a_handler:
+        assert name in refold.__all__
+        assert issubclass(getattr(refold, name), refold.RefoldError)
+
+
 def test_a_name_that_does_not_exist_is_an_attribute_error():
     with pytest.raises(AttributeError, match="has no attribute 'Agents'"):
         _ = refold.Agents
