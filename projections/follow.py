@@ -13,7 +13,8 @@ from ..bus.message import Envelope
 from ..bus.partition import partition_of
 from .partition import listen
 from .verdict import Verdict
-from .workflow import Listeners, Workflow
+from .view import Listeners
+from .workflow import Workflow
 
 
 class Judged(NamedTuple):

@@ -5,8 +5,8 @@ from __future__ import annotations
 import msgspec
 from msgspec import Struct
 
+from .handling import Entry
 from .status import next_due
-from .view import Entry
 from .workflow import Workflow
 
 ENTRY_FORMAT = 1
@@ -32,7 +32,8 @@ _frozen = msgspec.msgpack.Decoder(Frozen)
 
 def freeze(w: Workflow, *, idle: bool) -> bytes:
     """Return the workflow without payloads and envelopes."""
-    view = msgspec.structs.replace(w.view, path=[Entry(e.id, e.ref, e.obliges) for e in w.view.path])
+    path = [Entry(e.id, e.ref, e.obliges) for e in w.view.path]
+    view = msgspec.structs.replace(w.view, path=path, news=[], touched=[], released=[])
     bare = msgspec.structs.replace(w, view=view, whole=False, closed={})
     return msgspec.msgpack.encode(
         Frozen(ENTRY_FORMAT, w.correlation, next_due(w), idle, msgspec.msgpack.encode(bare))

@@ -79,7 +79,7 @@ async def open_workflows(broker: Broker, fold: PartitionFold) -> list[Workflow]:
     for correlation in unclaimed - {*fold.live, *fold.entries, *fold.recent}:
         fold.restore(correlation, await read_history(broker, correlation))
     found = [w for c in [*fold.live, *fold.entries] if (w := fold.find(c)) is not None]
-    return found + [w for c, w in fold.recent.items() if c in unclaimed and w.view.unclaimed]
+    return found + [w for c, w in fold.recent.items() if c in unclaimed and w.view.all_unclaimed()]
 
 
 def hosting(presences: Iterable[Presence], partition: int) -> tuple[set[str], set[str]]:

@@ -18,7 +18,8 @@ from ..bus.partition import partition_of
 from .frozen import freeze, peek, thaw
 from .stubs import Stub, Stubs
 from .verdict import Verdict
-from .workflow import Listeners, NeedsHistory, Workflow
+from .view import Listeners
+from .workflow import NeedsHistory, Workflow
 
 RECENT = 256
 
@@ -133,8 +134,8 @@ class PartitionFold:
         w = self.workflow(r.correlation_id)
         verdict = w.admit(r, position, self.listeners)
         self.changed.add(w.correlation)
-        for u in w.view.unclaimed:
-            self.unclaimed.setdefault(u.receiver, {})[w.correlation] = None
+        for receiver in w.view.unclaimed:
+            self.unclaimed.setdefault(receiver, {})[w.correlation] = None
         return Folded(position, r, verdict, w, stored.value)
 
     def workflow(self, correlation: str) -> Workflow:

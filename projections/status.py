@@ -52,16 +52,14 @@ def report(w: Workflow, hosted: Container[str] | None = None) -> Report:
     v = w.view
     waits = [wait for h in w.open_handlings() for wait in waits_of(v, h)]
     blocked = _blocked(w) + (_absent(w, hosted) if hosted is not None else [])
-    unclaimed = [f"{u.kind} for {u.receiver!r}, which no worker has ever hosted" for u in v.unclaimed]
+    unclaimed = [f"{u.kind} for {u.receiver!r}, which no worker has ever hosted" for u in v.all_unclaimed()]
     return Report(_status(w, blocked), w.version, w.generation, waits, blocked, unclaimed)
 
 
 def _blocked(w: Workflow) -> list[str]:
     out = [f"dead letter of {agent} for message {message}" for agent, message in w.view.holding]
     out += [f"{h.agent} is parked: {h.parked}" for h in w.open_handlings() if h.parked]
-    if w.ledger.guarded:
-        out += [f"compensation of {k} failed" for k, e in w.ledger.effects.items() if e.status == "parked"]
-    return out
+    return out + [f"compensation of {key} failed" for key in w.ledger.parked()]
 
 
 def _absent(w: Workflow, hosted: Container[str]) -> list[str]:
@@ -72,9 +70,8 @@ def _absent(w: Workflow, hosted: Container[str]) -> list[str]:
 def waits_of(v: View, h: Handling) -> list[Wait]:
     """Return what a handling waits for, as far as it is recorded."""
     out = []
-    for path, st in h.steps.items():
-        if st.settled:
-            continue
+    for path in h.pending:
+        st = h.steps[path]
         if st.request:
             out.append(Wait(h.agent, h.message, "request", path, v.requests[st.request].agent, st.due))
         elif st.receives:
@@ -95,8 +92,8 @@ def _status(w: Workflow, blocked: list[str]) -> Status:
     if w.is_complete():
         return _ended(v)
     hs = w.open_handlings()
-    awaited = {st.request for h in v.all_handlings() for st in h.steps.values() if st.waits}
-    if hs and all(any(st.waits for st in h.steps.values()) or (not h.begun and h.message in awaited) for h in hs):
+    awaited = {h.steps[path].request for h in hs for path in h.pending}
+    if hs and all(h.waits or (not h.begun and h.message in awaited) for h in hs):
         return Status.WAITING
     return Status.RUNNING
 
@@ -127,5 +124,5 @@ def next_due(w: Workflow, agents: Container[str] | None = None) -> float | None:
             dues.append(h.expires)
         if h.due is not None:
             dues.append(h.due)
-        dues += [st.due for st in h.steps.values() if not st.settled and st.due is not None]
+        dues += [due for path in h.pending if (due := h.steps[path].due) is not None]
     return min(dues, default=None)

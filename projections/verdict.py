@@ -5,10 +5,13 @@ from __future__ import annotations
 from enum import StrEnum
 
 from ..bus.kinds import (
+    ANSWERS,
     ATTEMPT_FAILED,
     ATTEMPT_STARTED,
+    COMPENSATION_FAILED,
     COMPENSATION_STARTED,
     CONTROL,
+    EFFECT_FAILED,
     EFFECT_INTENDED,
     EFFECT_UNKNOWN,
     ENGINE,
@@ -37,8 +40,13 @@ PROVISIONAL = frozenset(
 
 
 def is_reply(r: Envelope) -> bool:
-    """An answer that came from another workflow."""
+    """A record that another workflow sent in reply; it is no input of this one."""
     return r.origin is not None and r.in_reply_to is not None
+
+
+def is_foreign_answer(r: Envelope) -> bool:
+    """The answer of another workflow to a request of this one."""
+    return is_reply(r) and r.message_type in ANSWERS
 
 
 def is_outside(r: Envelope) -> bool:
@@ -55,4 +63,4 @@ def is_final(r: Envelope) -> bool:
     """False for what is followed by more of the same step: intents, timers, starts, failures that are tried again."""
     if r.message_type in PROVISIONAL:
         return False
-    return not r.message_type.endswith("_failed") or bool(getattr(r.fact, "final", False))
+    return r.message_type not in (EFFECT_FAILED, COMPENSATION_FAILED) or bool(getattr(r.fact, "final", False))

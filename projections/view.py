@@ -8,155 +8,53 @@ from msgspec import Struct, field
 
 from ..bus import facts, kinds
 from ..bus.message import Envelope, Origin
+from .handling import (
+    NOWHERE,
+    Entry,
+    Handling,
+    Input,
+    Key,
+    Place,
+    Ref,
+    Request,
+    Step,
+    input_of,
+    precedes,
+)
 from .verdict import is_outside
 
-Key = tuple[str, str]
-"""(agent, id of the message that it handles)."""
-Ref = tuple[int, int]
-"""Where a record's bytes are: (position, index of the correction inside a `rolled_back`, or -1)."""
-NOWHERE: Ref = (0, -1)
-
-
-class Step(Struct, gc=False, omit_defaults=True):
-    """One call of a handler, as far as it is recorded.
-
-    `kind`, `name` and `digest` say what was called; `settled` is the version at which its value (`value`, of kind
-    `value_kind`) was known, 0 if it is not.
-    """
-
-    kind: str
-    name: str = ""
-    digest: str = ""
-    child: bool = False
-    effect: str = ""
-    intent: str = ""
-    request: str = ""
-    timer: bool = False
-    receives: str = ""
-    due: float | None = None
-    tries: int = 0
-    settled: int = 0
-    value: Ref = NOWHERE
-    value_kind: str = ""
-    failed: bool = False
-    own_closing: bool = False
-
-    @property
-    def waits(self) -> bool:
-        """It waits for a record that its own run does not write."""
-        return not self.settled and bool(self.request or self.timer)
-
-
-class Handling(Struct, gc=False, omit_defaults=True):
-    """The work of one agent on one message. `version` is the place of the message on the path."""
-
-    agent: str
-    message: str
-    version: int
-    ref: Ref = NOWHERE
-    kind: str = ""
-    priority: int = 5
-    inside: bool = False
-    expires: float | None = None
-    round: int = 0
-    steps: dict[str, Step] = field(default_factory=dict)
-    taken: list[str] = field(default_factory=list)
-    begun: bool = False
-    tries: int = 0
-    due: float | None = None
-    parked: str = ""
-    starts: int = 0
-    lone_starts: int = 0
-    dead: str = ""
-    discarded: bool = False
-    closed: int = 0
-    end: str = ""
-    causes: tuple[str, ...] = ()
-
-    @property
-    def key(self) -> Key:
-        """What it is found by."""
-        return self.agent, self.message
-
-
-class Request(Struct, gc=False, omit_defaults=True):
-    """A `task_request` on the path. `root` is the request whose answer it shares (itself, if it was not forwarded)."""
-
-    id: str
-    agent: str
-    sender: str
-    version: int
-    ref: Ref = NOWHERE
-    asked: bool = False
-    root: str = ""
-    sharers: list[str] = field(default_factory=list)
-    asker: Key | None = None
-    step: str = ""
-    to: str | None = None
-    origin: Origin | None = None
-    deadline: float | None = None
-    answered: int = 0
-    answer: Ref = NOWHERE
-    answer_id: str = ""
-    answer_kind: str = ""
-
-
-class Input(Struct, gc=False, array_like=True):
-    """A message from outside that a `receive` may take, or one whose receiver nobody has hosted yet."""
-
-    id: str
-    version: int
-    kind: str
-    receiver: str
-    ref: Ref
-    priority: int = 5
-    inside: bool = False
-    expires: float | None = None
-
-
-class Entry(Struct, gc=False, array_like=True, omit_defaults=True):
-    """A record on the path. `envelope` is None where the state came from a checkpoint.
-
-    `obliges` are the agents that listened when it came, None until it is known whom it obliges.
-    """
-
-    id: str
-    ref: Ref
-    obliges: tuple[str, ...] | None = None
-    envelope: Envelope | None = None
-
-
-def precedes(step: str, other: str) -> bool:
-    """Program order: odd places of a path number steps, even ones name branches of a gather (concurrent)."""
-    for i, (a, b) in enumerate(zip(step.split("."), other.split("."), strict=False)):
-        if a != b:
-            return i % 2 == 0 and int(a) < int(b)
-    return False
-
-
-def _input(r: Envelope, version: int, ref: Ref) -> Input:
-    expires = None if r.ttl is None else r.timestamp + r.ttl
-    return Input(r.id, version, r.message_type, r.receiver_id, ref, r.priority, r.work is not None, expires)
+Listeners = dict[str, tuple[str, ...]]
+"""Agent -> the kinds that it listens to, at one place of a partition."""
 
 
 class View(Struct, gc=False):
-    """The fold of the path. `apply` takes admitted records only."""
+    """The fold of the path. `apply` takes admitted records only.
+
+    `open` and `agenda` (the same, by agent) are in the order of the messages on the path. What the last record
+    changed: `news` are the steps that got a value, `touched` the effects that may be held or lost now, `released` the
+    requests for which a step may wait no more.
+    """
 
     path: list[Entry] = field(default_factory=list)
     at: dict[str, int] = field(default_factory=dict)
     requests: dict[str, Request] = field(default_factory=dict)
     handlings: dict[str, dict[str, Handling]] = field(default_factory=dict)
     open: dict[Key, None] = field(default_factory=dict)
+    agenda: dict[str, dict[str, None]] = field(default_factory=dict)
     holding: dict[Key, None] = field(default_factory=dict)
-    effects: dict[str, tuple[str, str, str]] = field(default_factory=dict)
-    inbox: list[Input] = field(default_factory=list)
+    effects: dict[str, Place] = field(default_factory=dict)
+    inbox: dict[str, list[Input]] = field(default_factory=dict)
+    receiving: dict[str, dict[Place, None]] = field(default_factory=dict)
+    consumed: dict[str, None] = field(default_factory=dict)
     patches: list[tuple[int, Ref]] = field(default_factory=list)
     revoked: dict[str, None] = field(default_factory=dict)
-    unclaimed: list[Input] = field(default_factory=list)
-    owed_answers: list[str] = field(default_factory=list)
+    unclaimed: dict[str, list[Input]] = field(default_factory=dict)
+    owed_answers: dict[str, None] = field(default_factory=dict)
     origins: dict[str, str] = field(default_factory=dict)
-    news: list[tuple[str, str, str]] = field(default_factory=list)
     clients: dict[str, None] = field(default_factory=dict)
+    news: list[Place] = field(default_factory=list)
+    touched: list[str] = field(default_factory=list)
+    released: list[str] = field(default_factory=list)
     inputs: int = 0
     cancelled_at: int = 0
 
@@ -174,6 +72,18 @@ class View(Struct, gc=False):
         """No answer to this request is wanted: it is not on the path, is answered, or was given up."""
         q = self.requests.get(request)
         return q is None or bool(self.requests[q.root].answered)
+
+    def is_revoked(self, origin: Origin) -> bool:
+        """Another workflow has cancelled what this record of it asks for."""
+        return _name(origin) in self.revoked
+
+    def is_over(self, message: str) -> bool:
+        """Nobody who has not begun with this message may begin: it is answered, was taken by a `receive`, came a
+        second time, or everything was cancelled since."""
+        q = self.requests.get(message)
+        if q is not None and (q.again or self.requests[q.root].answered):
+            return True
+        return message in self.consumed or self.cancelled_at > self.at[message]
 
     def step_of(self, q: Request) -> Step | None:
         """Return the step that waits for the request, or has got its answer."""
@@ -216,37 +126,52 @@ class View(Struct, gc=False):
             return st.timer
         return r.is_request and bool(st.request)
 
+    def names(self, effect: str) -> Step | None:
+        """Return the step whose newest call is this effect."""
+        where = self.effects.get(effect)
+        h = self.handling(where[0], where[1]) if where is not None else None
+        st = h.steps.get(where[2]) if h is not None and where is not None else None
+        return st if st is not None and st.effect == effect else None
+
     def holds(self, effect: str) -> bool:
         """The path counts on this effect: its step was not cut, not dropped by a redrive, not recorded as failed."""
-        where = self.effects.get(effect)
-        if where is None:
-            return False
-        h = self.handling(where[0], where[1])
-        st = h.steps.get(where[2]) if h else None
-        return st is not None and st.effect == effect and not st.failed
+        st = self.names(effect)
+        return st is not None and not st.effect_failed
+
+    def in_flight(self, effect: str) -> bool:
+        """An intent of this effect stands, and its outcome is not on the path."""
+        st = self.names(effect)
+        return st is not None and bool(st.intent) and not st.settled
 
     def all_handlings(self) -> Iterator[Handling]:
         """Every handling on the path, in no particular order."""
         for by_agent in self.handlings.values():
             yield from by_agent.values()
 
-    # ---- the fold --------------------------------------------------------------------------------------------------
-    def apply(
-        self, r: Envelope, ref: Ref, listeners: dict[str, tuple[str, ...]], obliges: tuple[str, ...] | None = None
-    ) -> None:
-        """Let an admitted record join the path. `listeners` are the partition's, below this record.
+    def all_unclaimed(self) -> list[Input]:
+        """Return the messages that wait for an agent that nobody has hosted yet."""
+        waiting = [given for by_agent in self.unclaimed.values() for given in by_agent]
+        return [u for u in waiting if u.id not in self.consumed and u.version > self.cancelled_at]
 
-        `obliges` is given where a rollback applies the record again: whom it obliged then, it obliges now.
-        """
-        self.news = []
-        entry = Entry(r.id, ref, obliges, r)
+    # ---- the fold --------------------------------------------------------------------------------------------------
+    def apply(self, r: Envelope, ref: Ref, listeners: Listeners) -> None:
+        """Let an admitted record join the path. `listeners` are the partition's, below this record."""
+        self._apply(r, Entry(r.id, ref, None, r), listeners)
+
+    def reapply(self, entry: Entry) -> None:
+        """Let a record of an earlier path join this one: whom it obliged, it obliges."""
+        assert entry.envelope is not None
+        self._apply(entry.envelope, Entry(entry.id, entry.ref, entry.obliges, entry.envelope), None)
+
+    def _apply(self, r: Envelope, entry: Entry, listeners: Listeners | None) -> None:
+        self.news, self.touched, self.released = [], [], []
+        ref, kind = entry.ref, r.message_type
         self.path.append(entry)
         version = self.at[r.id] = len(self.path)
         outside = is_outside(r)
         self.inputs += outside
         if outside and r.origin is None:
             self.clients[r.sender_id] = None
-        kind = r.message_type
         if kind == kinds.TASK_REQUEST and r.in_reply_to is None:
             self._request(r, version, ref)
         elif r.in_reply_to is not None:
@@ -259,6 +184,7 @@ class View(Struct, gc=False):
         if r.work is not None:
             self._work(r, version, ref)
 
+    # ---- messages --------------------------------------------------------------------------------------------------
     def _request(self, r: Envelope, version: int, ref: Ref) -> None:
         root = self.requests[r.answers].root if r.answers and r.answers in self.requests else r.id
         q = self.requests[r.id] = Request(
@@ -270,51 +196,38 @@ class View(Struct, gc=False):
         if r.work is not None and r.work.step and r.asked:
             q.asker, q.step = (r.sender_id, r.work.message), r.work.step
         if r.to is None and not self._redelivered(q):
-            self._open(r, r.receiver_id, version, ref)
+            self._oblige(r.receiver_id, input_of(r, version, ref))
 
     def _redelivered(self, q: Request) -> bool:
         """The same request of another workflow came again: its first copy is the one that is handled."""
         if q.origin is None:
             return False
-        first = self.origins.setdefault(f"{q.origin.workflow} {q.origin.id}", q.id)
+        first = self.origins.setdefault(_name(q.origin), q.id)
         if first == q.id:
             return False
-        q.root = self.requests[first].root
-        if self.requests[q.root].answered:
-            self.owed_answers.append(q.id)
+        q.root, q.again = self.requests[first].root, True
+        if self.requests[q.root].answered and q.asked:
+            self.owed_answers[q.id] = None
         return True
 
-    def _open(self, r: Envelope, agent: str, version: int, ref: Ref) -> Handling:
-        return self._oblige(agent, _input(r, version, ref))
-
-    def _oblige(self, agent: str, given: Input) -> Handling:
-        h = Handling(
-            agent=agent, message=given.id, version=given.version, ref=given.ref, kind=given.kind,
-            priority=given.priority, inside=given.inside, expires=given.expires,
-        )  # fmt: skip
-        self.handlings.setdefault(given.id, {})[agent] = h
-        self.open[h.key] = None
-        return h
-
     def _notify(
-        self, r: Envelope, version: int, entry: Entry, listeners: dict[str, tuple[str, ...]], outside: bool
-    ) -> None:
+        self, r: Envelope, version: int, entry: Entry, listeners: Listeners | None, outside: bool
+    ) -> None:  # fmt: skip
         if r.to is not None:
             return
-        given = _input(r, version, entry.ref)
-        if outside:
-            self.inbox.append(given)
-            if self._receive(given):
-                entry.obliges = ()
-                return
-        if entry.obliges is None:
+        given = input_of(r, version, entry.ref)
+        if listeners is not None:
             entry.obliges = self._obliged(r, listeners)
         if entry.obliges is None:
-            self.unclaimed.append(given)
+            self.unclaimed.setdefault(given.receiver, []).append(given)
+        if outside:
+            self.inbox.setdefault(given.kind, []).append(given)
+            if self._receive(given):
+                return
         for agent in entry.obliges or ():
             self._oblige(agent, given)
 
-    def _obliged(self, r: Envelope, listeners: dict[str, tuple[str, ...]]) -> tuple[str, ...] | None:
+    def _obliged(self, r: Envelope, listeners: Listeners) -> tuple[str, ...] | None:
         if r.receiver_id == "*":
             return tuple(a for a, wanted in listeners.items() if a != r.sender_id and r.message_type in wanted)
         if r.receiver_id not in listeners:
@@ -323,36 +236,85 @@ class View(Struct, gc=False):
 
     def claim(self, agent: str, wanted: tuple[str, ...]) -> None:
         """An `owner` record names the agent for the first time: what was addressed to it obliges it now."""
-        for given in [u for u in self.unclaimed if u.receiver == agent]:
-            self.unclaimed.remove(given)
-            taken = any(given.id in h.taken for h in self.all_handlings())
-            if given.kind in wanted and not taken and given.version > self.cancelled_at:
-                self._oblige(agent, given)
+        for given in self.unclaimed.pop(agent, ()):
+            wants = given.kind in wanted
+            self.path[given.version - 1].obliges = (agent,) if wants else ()
+            if wants and not self.is_over(given.id) and self.handling(agent, given.id) is None:
+                self._oblige(agent, given, order=False)
+        self._order()
 
+    # ---- what is open ----------------------------------------------------------------------------------------------
+    def _oblige(self, agent: str, given: Input, *, order: bool = True) -> None:
+        h = Handling(
+            agent=agent, message=given.id, version=given.version, ref=given.ref, kind=given.kind,
+            priority=given.priority, inside=given.inside, expires=given.expires,
+        )  # fmt: skip
+        self.handlings.setdefault(given.id, {})[agent] = h
+        self._open(h, order=order)
+
+    def _open(self, h: Handling, *, order: bool = True) -> None:
+        last = next(reversed(self.open), None)
+        self.open[h.key] = None
+        self.agenda.setdefault(h.agent, {})[h.message] = None
+        if order and last is not None and self._version(last) > h.version:
+            self._order()
+
+    def _version(self, key: Key) -> int:
+        return self.handlings[key[1]][key[0]].version
+
+    def _order(self) -> None:
+        keys = sorted(self.open, key=self._version)
+        self.open, self.agenda = dict.fromkeys(keys), {}
+        for agent, message in keys:
+            self.agenda.setdefault(agent, {})[message] = None
+
+    def _shut(self, h: Handling) -> None:
+        if h.key not in self.open:
+            return
+        del self.open[h.key]
+        del self.agenda[h.agent][h.message]
+        if not self.agenda[h.agent]:
+            del self.agenda[h.agent]
+
+    # ---- receiving -------------------------------------------------------------------------------------------------
     def _receive(self, given: Input) -> bool:
         """Give an outside message to the receives that wait for its kind; True if one took it."""
-        took = False
-        for key in list(self.open):
-            h = self.handlings[key[1]][key[0]]
-            if given.receiver not in (h.agent, "*") or given.version <= h.version:
-                continue
-            for path, st in h.steps.items():
-                if st.receives == given.kind and not st.settled:
-                    self._take(h, path, given, given.version)
-                    took = True
-                    break
-        return took
+        served: set[Key] = set()
+        for agent, message, path in list(self.receiving.get(given.kind, ())):
+            if (agent, message) not in served and given.receiver in (agent, "*"):
+                served.add((agent, message))
+                self._take(self.handlings[message][agent], path, given, given.version)
+        return bool(served)
 
-    def _settle(self, h: Handling, path: str, version: int, ref: Ref, kind: str, failed: bool) -> None:
-        st = h.steps[path]
-        st.settled, st.value, st.value_kind, st.failed = version, ref, kind, failed
-        self.news.append((h.agent, h.message, path))
+    def _look(self, h: Handling, path: str, version: int) -> None:
+        """A receive begins to wait: it takes the first message that fits, else the next one to come."""
+        kind = h.steps[path].receives
+        inbox = self.inbox.get(kind, [])
+        for i in range(h.cursors.get(kind, 0), len(inbox)):
+            given = inbox[i]
+            if given.receiver in (h.agent, "*") and given.version > h.version and given.id not in h.taken:
+                h.cursors[kind] = i + 1
+                self._take(h, path, given, version)
+                return
+        h.cursors[kind] = len(inbox)
+        self.receiving.setdefault(kind, {})[h.agent, h.message, path] = None
+
+    def _deafen(self, h: Handling, path: str) -> None:
+        """A receive waits no more."""
+        kind = h.steps[path].receives
+        places = self.receiving.get(kind)
+        if places is not None:
+            places.pop((h.agent, h.message, path), None)
+            if not places:
+                del self.receiving[kind]
 
     def _take(self, h: Handling, path: str, given: Input, version: int) -> None:
-        h.taken.append(given.id)
+        h.taken[given.id] = None
+        h.steps[path].took = given.id
+        self.consumed[given.id] = None
         self._settle(h, path, version, given.ref, given.kind, False)
         for other in list(self.handlings.get(given.id, {}).values()):
-            if not other.closed and other.key != h.key:
+            if not other.closed:
                 self._end(other, version, "received")
 
     # ---- handlings and their steps ---------------------------------------------------------------------------------
@@ -364,7 +326,7 @@ class View(Struct, gc=False):
             entry = self.path[self.at[w.message] - 1]
             h = Handling(agent=r.sender_id, message=w.message, version=self.at[w.message], ref=entry.ref)
             self.handlings.setdefault(w.message, {})[r.sender_id] = h
-            self.open[h.key] = None
+            self._open(h)
         self._attempt(h, r)
         if w.step:
             self._step(h, r, version, ref)
@@ -382,28 +344,28 @@ class View(Struct, gc=False):
             h.lone_starts += isinstance(r.fact, facts.AttemptStarted) and r.fact.alone
             return
         h.starts = h.lone_starts = 0
-        h.due = None
+        h.due, h.parked = None, ""
         if kind == kinds.ATTEMPT_FAILED and isinstance(r.fact, facts.AttemptFailed):
             h.parked, h.due = r.fact.parked, r.fact.due
             h.tries += not r.fact.parked
         elif kind == kinds.DEAD_LETTERED:
             h.dead = r.id
             h.causes = getattr(r.fact, "causes", ())
-        elif r.work is not None and r.work.step:
-            h.parked = ""
 
     def _step(self, h: Handling, r: Envelope, version: int, ref: Ref) -> None:
         assert r.work is not None
-        kind, fact = r.message_type, r.fact
-        st = h.steps.get(r.work.step)
+        kind, fact, path = r.message_type, r.fact, r.work.step
+        st = h.steps.get(path)
         if st is None:
-            st = h.steps[r.work.step] = Step(
+            st = h.steps[path] = Step(
                 kind=kind, name=getattr(fact, "name", ""), digest=getattr(fact, "digest", ""), child=r.to is not None
             )
+            h.pending[path] = None
         effect = getattr(fact, "effect", "")
         if effect:
+            self.touched += [effect] if st.effect in ("", effect) else [st.effect, effect]
             st.effect = effect
-            self.effects[effect] = (h.agent, h.message, r.work.step)
+            self.effects[effect] = (h.agent, h.message, path)
         if r.is_request and r.asked:
             st.request, st.due = r.id, r.deadline
         elif kind == kinds.EFFECT_INTENDED:
@@ -411,42 +373,49 @@ class View(Struct, gc=False):
         elif kind == kinds.EFFECT_UNKNOWN:
             st.intent = ""
         elif isinstance(fact, facts.TimerSet):
-            self._set_timer(h, r.work.step, fact, version)
+            st.timer, st.due, st.receives, st.since = True, fact.due, fact.kind, version
+            if fact.kind:
+                self._look(h, path, version)
         elif isinstance(fact, facts.EffectFailed) and not fact.final:
             st.tries, st.due = st.tries + 1, fact.due
         elif kind == kinds.TIMER_FIRED and st.request:
             self._close(self.requests[st.request], r, version, ref, kind)
         elif not st.settled:
             failed = kind == kinds.EFFECT_FAILED or (kind == kinds.TIMER_FIRED and bool(st.receives))
-            self._settle(h, r.work.step, version, ref, kind, failed)
+            self._settle(h, path, version, ref, kind, failed)
             if kind == kinds.STATE_CHANGED:
                 self.patches.append((version, ref))
 
-    def _set_timer(self, h: Handling, path: str, fact: facts.TimerSet, version: int) -> None:
+    def _settle(self, h: Handling, path: str, version: int, ref: Ref, kind: str, failed: bool) -> None:
         st = h.steps[path]
-        st.timer, st.due, st.receives = True, fact.due, fact.kind
-        if not fact.kind:
-            return
-        for given in self.inbox:
-            fits = given.kind == fact.kind and given.receiver in (h.agent, "*") and given.version > h.version
-            if fits and given.id not in h.taken:
-                self._take(h, path, given, version)
-                return
+        st.settled, st.value, st.value_kind, st.failed = version, ref, kind, failed
+        st.effect_failed = kind == kinds.EFFECT_FAILED
+        h.pending.pop(path, None)
+        self.news.append((h.agent, h.message, path))
+        if st.effect:
+            self.touched.append(st.effect)
+        if st.request:
+            self.released.append(st.request)
+        if st.receives:
+            self._deafen(h, path)
 
     def _end(self, h: Handling, version: int, end: str) -> None:
         """The handling is over: what it still waits for is given up."""
         h.closed, h.end = version, end
-        self.open.pop(h.key, None)
-        for st in h.steps.values():
-            if st.request and not st.settled:
-                q = self.requests[st.request]
-                st.settled, st.failed, st.own_closing, st.value_kind = version, True, True, end
-                if not self.requests[q.root].answered:
-                    self._give_up(q, version, end)
-
-    def _give_up(self, q: Request, version: int, end: str) -> None:
-        q.answered, q.answer_kind = version, end
-        self._end_sharers(q, version, end)
+        self._shut(h)
+        for path in list(h.pending):
+            st = h.steps[path]
+            if st.receives:
+                self._deafen(h, path)
+            if not st.request:
+                continue
+            q = self.requests[st.request]
+            st.settled, st.failed, st.own_closing, st.value_kind = version, True, True, end
+            del h.pending[path]
+            self.released.append(q.id)
+            if not self.requests[q.root].answered:
+                q.answered, q.answer_kind = version, end
+                self._end_sharers(q, version, end)
 
     def _close(self, q: Request, r: Envelope, version: int, ref: Ref, kind: str) -> None:
         """The request is answered, or given up by `r`: the step that asked has its value, its handlings are over."""
@@ -460,8 +429,8 @@ class View(Struct, gc=False):
                 h = self.handlings[shared.asker[1]][shared.asker[0]]
                 self._settle(h, shared.step, version, ref, kind, kind != kinds.TASK_RESPONSE)
             origin = shared.origin
-            if origin is not None and not (kind in kinds.ANSWERS and r.to == origin.workflow):
-                self.owed_answers.append(shared.id)
+            if origin is not None and shared.asked and not (kind in kinds.ANSWERS and r.to == origin.workflow):
+                self.owed_answers[shared.id] = None
         self._end_sharers(q, version, kind)
 
     def _end_sharers(self, q: Request, version: int, end: str) -> None:
@@ -492,10 +461,10 @@ class View(Struct, gc=False):
     def _cancel(self, r: Envelope, version: int, ref: Ref) -> None:
         self.cancelled_at = version
         if r.origin is not None:
-            self.revoked[r.origin.id] = None
+            self.revoked[_name(r.origin)] = None
         self.holding.clear()
         for q in list(self.requests.values()):
-            if q.root == q.id and not q.answered and (q.asked or q.asker is not None):
+            if q.root == q.id and not q.answered and (q.asked or (q.agent, q.id) in self.open):
                 self._close(q, r, version, ref, kinds.CANCELLED)
         for agent, message in list(self.open):
             h = self.handlings[message][agent]
@@ -513,16 +482,40 @@ class View(Struct, gc=False):
         if not h.closed:
             self._end(h, version, kinds.REDRIVEN)
         for path in self.dropped_by_redrive(h, keep):
-            st = h.steps.pop(path)
-            if st.request and st.request in self.requests:
-                self.requests[st.request].asker = None
-        if keep == "none":
-            h.taken.clear()
+            self._forget(h, path)
         h.round, h.closed, h.end, h.causes, h.dead, h.tries, h.due = h.round + 1, 0, "", (), "", 0, None
         h.parked, h.starts, h.lone_starts = "", 0, 0
+        h.cursors.clear()
         self.holding.pop(h.key, None)
-        self.open[h.key] = None
+        self._open(h)
         q = self.requests.get(h.message)
         if q is not None:
-            root = self.requests[q.root]
-            root.answered, root.answer, root.answer_id, root.answer_kind = 0, NOWHERE, "", ""
+            self._reopen(self.requests[q.root])
+        waiting = [path for path in h.pending if h.steps[path].receives]
+        for path in sorted(waiting, key=lambda p: h.steps[p].since):
+            self._look(h, path, version)
+
+    def _forget(self, h: Handling, path: str) -> None:
+        st = h.steps.pop(path)
+        h.pending.pop(path, None)
+        h.taken.pop(st.took, None)
+        if st.effect:
+            self.touched.append(st.effect)
+        if st.request in self.requests:
+            self.requests[st.request].asker = None
+
+    def _reopen(self, root: Request) -> None:
+        """A redrive makes a request unanswered again; what was owed of its answer is not owed any more."""
+        root.answered, root.answer, root.answer_id, root.answer_kind = 0, NOWHERE, "", ""
+        for request in list(self.owed_answers):
+            if self.requests[request].root == root.id:
+                del self.owed_answers[request]
+
+
+def _name(origin: Origin) -> str:
+    return f"{origin.workflow} {origin.id}"
+
+
+__all__ = [
+    "NOWHERE", "Entry", "Handling", "Input", "Key", "Listeners", "Place", "Ref", "Request", "Step", "View", "precedes",
+]  # fmt: skip

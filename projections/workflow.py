@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 import msgspec
 from msgspec import Struct, field
 
 from ..bus import facts, ids, kinds
 from ..bus.codec import envelope
+from ..bus.errors import UndecodableRecord
 from ..bus.message import Envelope
+from .handling import Entry, Handling, Key, Ref
 from .ledger import Duty, Ledger
-from .verdict import Verdict, is_control, is_final, is_outside, is_reply
-from .view import Entry, Handling, Key, Ref, View
+from .verdict import Verdict, is_control, is_final, is_foreign_answer, is_outside
+from .view import Listeners, View
 
-Listeners = dict[str, tuple[str, ...]]
 NOBODY: Listeners = {}
 
 
@@ -53,23 +54,24 @@ class Workflow(Struct, gc=False):
         Raises NeedsHistory (and changes nothing) where a state from a checkpoint is not enough.
         """
         verdict = judge(self, r)
+        known = r.id in self.verdicts
+        if r.message_type in kinds.OUTCOMES and not known and verdict is not Verdict.ADMITTED:
+            verdict = Verdict.LEDGER
         if not self.first:
             self.first = position
         self.last = max(self.last, position)
         self.counts[verdict] = self.counts.get(verdict, 0) + 1
-        if r.id in self.verdicts:
+        if known:
             return verdict
-        if r.message_type in kinds.OUTCOMES and verdict not in (Verdict.ADMITTED, Verdict.DUPLICATE):
-            verdict = Verdict.LEDGER
-        before = self.view
         self.verdicts[r.id] = verdict
         self._count_attempt(r, verdict)
         self._enter(r, verdict)
-        if verdict is Verdict.ADMITTED:
-            if isinstance(r.fact, facts.RolledBack):
-                self._roll_back(r, r.fact, position, listeners)
-            else:
-                before.apply(r, (position, -1), listeners)
+        if verdict is Verdict.ADMITTED and isinstance(r.fact, facts.RolledBack):
+            self._roll_back(r, r.fact, position, listeners)
+        else:
+            if verdict is Verdict.ADMITTED:
+                self.view.apply(r, (position, -1), listeners)
+            self._look_again(r, verdict)
         return verdict
 
     def _count_attempt(self, r: Envelope, verdict: Verdict) -> None:
@@ -80,33 +82,61 @@ class Workflow(Struct, gc=False):
 
     def _enter(self, r: Envelope, verdict: Verdict) -> None:
         """The ledger reads every record."""
-        kind, ledger = r.message_type, self.ledger
+        ledger, fact = self.ledger, r.fact
         if verdict in (Verdict.ADMITTED, Verdict.LEDGER):
-            if kind in kinds.COMPENSATION:
-                status = ledger.compensation(r, self.view)
+            if isinstance(fact, facts.Compensation):
+                status = ledger.compensation(r)
                 assert status is not None
                 ledger.compensate(r, status)
-            elif isinstance(r.fact, facts.Delivered):
-                ledger.deliver(r.fact)
-            elif kind in kinds.OUTCOMES or kind == kinds.EFFECT_INTENDED:
-                ledger.enter(r, len(self.verdicts))
-        if verdict is Verdict.ADMITTED and r.to is not None:
-            ledger.send(r)
-        if is_reply(r) and verdict is not Verdict.DUPLICATE and r.in_reply_to is not None:
+            elif isinstance(fact, facts.Delivered):
+                ledger.deliver(fact)
+            elif isinstance(fact, facts.EffectIntended | facts.EffectCompleted | facts.EffectFailed):
+                in_flight = verdict is not Verdict.ADMITTED and self.view.in_flight(fact.effect)
+                ledger.enter(r, len(self.verdicts), in_flight=in_flight)
+        if verdict is Verdict.ADMITTED and r.to is not None and (carrier := self._carrier(r)) is not None:
+            ledger.send(r, carrier)
+        if is_foreign_answer(r) and verdict is not Verdict.DUPLICATE and r.in_reply_to is not None:
             ledger.hear(r.in_reply_to, verdict is Verdict.LATE)
-        if verdict is Verdict.LATE and r.is_request and r.origin is not None:
+        if verdict is Verdict.LATE and r.is_request and r.asked and r.origin is not None:
             ledger.refuse_start(r)
+
+    def _carrier(self, r: Envelope) -> str | None:
+        """Return the agent whose owner carries a record with `to`; None where no agent wrote it and none was asked."""
+        if r.work is not None:
+            return r.sender_id
+        q = self.view.requests.get(r.in_reply_to or "")
+        root = self.view.requests[q.root] if q is not None and r.message_type in kinds.ANSWERS else None
+        asked_here = root is not None and root.origin is not None and root.origin.workflow == r.to
+        return root.agent if root is not None and asked_here else None
+
+    def _look_again(self, r: Envelope, verdict: Verdict) -> None:
+        """Bring up to date what is owed, as far as this record may have changed it."""
+        view, ledger, fact = self.view, self.ledger, r.fact
+        admitted = verdict is Verdict.ADMITTED
+        effect = getattr(fact, "effect", "")
+        for key in (*view.touched, effect) if admitted else (effect,):
+            if key:
+                ledger.weigh(key, view)
+        subjects = [*view.released, r.id] if admitted else []
+        if isinstance(fact, facts.Delivered):
+            subjects.append(fact.subject)
+        if r.in_reply_to is not None:
+            subjects.append(r.in_reply_to)
+        for subject in subjects:
+            ledger.review(subject, view)
 
     def _roll_back(self, r: Envelope, fact: facts.RolledBack, position: int, listeners: Listeners) -> None:
         new = rolled_back(self, r, fact, position, listeners)
+        fixes = corrections(r, fact, self.correlation)
         assert new is not None
+        assert fixes is not None
         self.closed[self.generation] = self.view.path
         self.view = new
-        for fix in corrections(r, fact):
+        for fix in fixes:
             self.verdicts[fix.id] = Verdict.ADMITTED
         self.generation += 1
         self.ops[fact.op_id] = None
-        self.ledger.reopen()
+        self.ledger.start_over(new)
 
     # ---- questions -------------------------------------------------------------------------------------------------
     def attempt(self, agent: str, message: str, step: str = "") -> int:
@@ -121,13 +151,17 @@ class Workflow(Struct, gc=False):
 
     def open_handlings(self) -> list[Handling]:
         """Return the handlings that are open, in the order of their messages on the path."""
-        hs = [self.view.handlings[message][agent] for agent, message in self.view.open]
-        return sorted(hs, key=lambda h: h.version)
+        return [self.view.handlings[message][agent] for agent, message in self.view.open]
+
+    def agenda(self, agent: str) -> Iterator[Handling]:
+        """Yield an agent's open handlings, in the order of their messages on the path."""
+        for message in self.view.agenda.get(agent, ()):
+            yield self.view.handlings[message][agent]
 
     def is_complete(self) -> bool:
         """Nothing is open, waits or is owed. A later message opens it again."""
         v = self.view
-        return not (v.open or v.holding or self.ledger.barrier(v) or self.duties())
+        return not (v.open or v.holding or self.ledger.barrier() or self.duties())
 
     def path_at(self, generation: int, version: int) -> list[Entry]:
         """Return the first `version` records of the path of that generation. Never changes once seen."""
@@ -150,7 +184,7 @@ def judge(s: Workflow, r: Envelope) -> Verdict:
     if r.id in s.verdicts or (isinstance(fact, facts.RolledBack) and fact.op_id in s.ops):
         return Verdict.DUPLICATE
     if kind in kinds.COMPENSATION:
-        return Verdict.INVALID if s.ledger.compensation(r, v) is None else Verdict.LEDGER
+        return Verdict.INVALID if s.ledger.compensation(r) is None else Verdict.LEDGER
     if isinstance(fact, facts.Delivered):
         return Verdict.LEDGER if s.ledger.may_deliver(fact, v) else Verdict.INVALID
     if g is not None and g < s.generation:
@@ -161,7 +195,7 @@ def judge(s: Workflow, r: Envelope) -> Verdict:
         return Verdict.CONFLICT
     if r.in_reply_to is not None and v.late(r.in_reply_to):
         return Verdict.LATE
-    if r.is_request and r.origin is not None and r.origin.id in v.revoked:
+    if r.is_request and r.origin is not None and v.is_revoked(r.origin):
         return Verdict.LATE
     if w is not None:
         if w.message not in v.at:
@@ -169,7 +203,7 @@ def judge(s: Workflow, r: Envelope) -> Verdict:
         h = v.handling(r.sender_id, w.message)
         if h is not None and (h.closed or w.round != h.round):
             return Verdict.VOID
-        if h is None and (w.round or _over(s, r.sender_id, w.message)):
+        if h is None and (w.round or v.is_over(w.message)):
             return Verdict.VOID
         if w.step and v.taken(r):
             return Verdict.VOID
@@ -186,18 +220,12 @@ def _expectation_holds(s: Workflow, r: Envelope) -> bool:
     )
 
 
-def _over(s: Workflow, agent: str, message: str) -> bool:
-    """A handling that nobody has begun is over when its message is answered, or everything was cancelled since."""
-    q = s.view.requests.get(message)
-    return (q is not None and bool(s.view.requests[q.root].answered)) or s.view.cancelled_at > s.view.at[message]
-
-
 def _lawful(s: Workflow, r: Envelope) -> bool:
     """The rules of single kinds (semantics, sections 4, 6, 7)."""
     v, w, kind = s.view, r.work, r.message_type
     if kind in kinds.PARTITION or (kind in kinds.JOURNAL and w is None):
         return False
-    if kind == kinds.EFFECT_INTENDED and s.ledger.barrier(v):
+    if kind == kinds.EFFECT_INTENDED and s.ledger.barrier():
         return False
     if w is not None:
         duty = v.duty(r.sender_id, w.message)
@@ -225,9 +253,7 @@ def _control_lawful(s: Workflow, r: Envelope) -> bool:
     if r.message_type == kinds.FORKED:
         return not s.verdicts
     if r.message_type == kinds.EXPIRED:
-        if w is None:
-            return False
-        h = v.handling(r.sender_id, w.message)
+        h = v.handling(r.sender_id, w.message) if w is not None and w.done else None
         return h is not None and not h.begun
     return r.message_type != kinds.DEAD_LETTERED or w is not None
 
@@ -241,7 +267,7 @@ def _redrive_lawful(s: Workflow, fact: facts.Redriven) -> bool:
     if h is None or h.discarded:
         return False
     ended = bool(h.closed) and h.end in (kinds.DEAD_LETTERED, kinds.ERROR_REPORT)
-    if not ended and not (fact.keep == "none" and not h.closed and h.begun):
+    if not ended and not (fact.keep == "none" and not h.closed and h.parked):
         return False
     q = v.requests.get(h.message)
     if q is not None and ended:
@@ -253,70 +279,73 @@ def _redrive_lawful(s: Workflow, fact: facts.Redriven) -> bool:
 
 def _drops_irreversible(s: Workflow, h: Handling, keep: str) -> bool:
     for path in s.view.dropped_by_redrive(h, keep):
-        st = h.steps[path]
-        e = s.ledger.effects.get(st.effect) if st.effect else None
-        if e is not None and e.policy == "irreversible" and e.status != "failed" and not st.failed:
+        e = s.ledger.effects.get(h.steps[path].effect)
+        if e is not None and e.policy == "irreversible" and e.status != "failed" and s.view.holds(e.key):
             return True
     return False
 
 
 # ---- rollback ------------------------------------------------------------------------------------------------------
-def corrections(r: Envelope, fact: facts.RolledBack) -> list[Envelope]:
-    """Return the messages that a rollback brings with it, under the ids that they have."""
+def corrections(r: Envelope, fact: facts.RolledBack, correlation: str) -> list[Envelope] | None:
+    """Return the messages that a rollback brings with it, under the ids that they have; None if one is no message of
+    this workflow."""
     out = []
     for i, raw in enumerate(fact.with_inputs):
-        fix = envelope(bytes(raw))
+        try:
+            fix = envelope(bytes(raw))
+        except UndecodableRecord:
+            return None
+        if fix.correlation_id != correlation or fix.answers is not None:
+            return None
         out.append(msgspec.structs.replace(fix, id=ids.correction_id(r.id, i), generation=None))
     return out
 
 
-def rolled_back(
-    s: Workflow, r: Envelope, fact: facts.RolledBack, position: int, listeners: Listeners
-) -> View | None:
+def rolled_back(s: Workflow, r: Envelope, fact: facts.RolledBack, position: int, listeners: Listeners) -> View | None:
     """Return the view after a rollback, None where it breaks the rules. Raises NeedsHistory."""
     if not s.whole:
         raise NeedsHistory
-    e = r.expected
+    e, fixes = r.expected, corrections(r, fact, s.correlation)
     if e is None or e.generation is None or e.inputs is None or not 0 <= fact.to_version <= s.version:
         return None
-    new, path = View(), s.view.path
-    for entry in path[: fact.to_version]:
-        _reapply(new, entry, listeners)
-    lost: dict[str, Entry] = {}
-    for entry in path[fact.to_version :]:
-        x = entry.envelope
-        assert x is not None
-        if is_reply(x) and x.in_reply_to is not None and not new.late(x.in_reply_to):
-            _reapply(new, entry, listeners)
-        elif is_outside(x):
-            lost[x.id] = entry
-    if not _apply_inputs(s, r, fact, new, lost, position, listeners):
+    if fixes is None or any(x.id in s.verdicts for x in fixes):
         return None
+    new, lost = _cut(s.view.path, fact.to_version)
+    again = [lost.get(i) for i in fact.reapply]
+    for entry in again:
+        if entry is None or not _fits(new, entry.envelope):
+            return None
+        new.reapply(entry)
+    for i, x in enumerate(fixes):
+        if not _fits(new, x):
+            return None
+        new.apply(x, (position, i), listeners)
     return new if fact.force or not s.ledger.loses_irreversible(s.view, new) else None
 
 
-def _reapply(view: View, entry: Entry, listeners: Listeners) -> None:
-    assert entry.envelope is not None
-    view.apply(entry.envelope, entry.ref, listeners, entry.obliges)
+def _cut(path: list[Entry], to: int) -> tuple[View, dict[str, Entry]]:
+    """Return the path up to a version with the answers that stay, and the inputs that are lost, by id."""
+    new, lost = View(), dict[str, Entry]()
+    for entry in path[:to]:
+        new.reapply(entry)
+    for entry in path[to:]:
+        x = entry.envelope
+        assert x is not None
+        if is_foreign_answer(x) and x.in_reply_to is not None and not new.late(x.in_reply_to):
+            new.reapply(entry)
+        elif is_outside(x):
+            lost[x.id] = entry
+    return new, lost
 
 
-def _apply_inputs(
-    s: Workflow, r: Envelope, fact: facts.RolledBack, new: View, lost: dict[str, Entry], position: int,
-    listeners: Listeners,
-) -> bool:  # fmt: skip
-    fixes = corrections(r, fact)
-    again = [lost.get(i) for i in fact.reapply]
-    brought = [Entry(x.id, (position, i), None, x) for i, x in enumerate(fixes)]
-    if any(x.id in s.verdicts for x in fixes):
-        return False
-    for entry in [*again, *brought]:
-        x = entry.envelope if entry is not None else None
-        if x is None or entry is None or not is_outside(x) or x.id in new.at:
-            return False
-        if x.in_reply_to is not None and new.late(x.in_reply_to):
-            return False
-        _reapply(new, entry, listeners)
-    return True
+def _fits(new: View, x: Envelope | None) -> bool:
+    """An input may join this path: it is one, is not on it, and the request that it answers waits."""
+    return (
+        x is not None
+        and is_outside(x)
+        and x.id not in new.at
+        and (x.in_reply_to is None or not new.late(x.in_reply_to))
+    )
 
 
 __all__ = ["Key", "Listeners", "NeedsHistory", "Ref", "Workflow", "corrections", "fold", "judge", "rolled_back"]

@@ -29,6 +29,7 @@ CONTROL = {"rolled_back", "forked", "cancelled", "expired", "dead_lettered", "re
 COMPENSATION = {"compensation_started", "compensation_completed", "compensation_failed", "compensation_waived"}
 PARTITION = {"owner", "owner_released", "retired", "forwarded"}
 ENGINE = JOURNAL | CONTROL | COMPENSATION | PARTITION | {"delivered"}
+FAILURES = {"error_report", "dead_lettered", "expired", "discarded", "timer_fired"}
 PROVISIONAL = {
     "effect_intended", "effect_unknown", "timer_set", "attempt_started", "attempt_failed", "compensation_started",
 }  # fmt: skip
@@ -51,6 +52,7 @@ class Rec:
     expected: dict[str, Any] | None = None
     work: dict[str, Any] | None = None
     fact: dict[str, Any] = field(default_factory=dict)
+    workflow: str = ""
 
     @classmethod
     def read(cls, raw: bytes | str | dict[str, Any]) -> Rec:
@@ -59,7 +61,7 @@ class Rec:
         return cls(
             j["id"], j["message_type"], j["sender_id"], j["receiver_id"], j.get("generation"), j.get("in_reply_to"),
             j.get("asked", False), j.get("answers"), j.get("to"), j.get("origin"), j.get("expected"), j.get("work"),
-            j.get("fact") or {},
+            j.get("fact") or {}, j["correlation_id"],
         )  # fmt: skip
 
     @property
@@ -72,8 +74,17 @@ class Rec:
 
     @property
     def from_other_workflow(self) -> bool:
-        """An answer that another workflow gave."""
+        """Another workflow sent this in reply."""
         return self.in_reply_to is not None and self.origin is not None
+
+    @property
+    def foreign_answer(self) -> bool:
+        return self.from_other_workflow and self.kind in ANSWERS
+
+    @property
+    def source(self) -> tuple[str, str] | None:
+        """Which record of which other workflow this is."""
+        return (self.origin["workflow"], self.origin["id"]) if self.origin else None
 
     @property
     def outside(self) -> bool:
@@ -137,14 +148,15 @@ Log = list[Judged | Claim]
 
 
 # ---- paths -----------------------------------------------------------------------------------------------------------
-def whom(r: Rec, listeners: Listeners) -> tuple[str, ...] | None:
-    """Whom a record obliges."""
+def whom(r: Rec, listeners: Listeners, before: list[Line]) -> tuple[str, ...] | None:
+    """Whom a record obliges. A client that has spoken in the workflow is no agent to wait for."""
     if not r.notification or r.to is not None:
         return ()
     if r.receiver == "*":
         return tuple(a for a, wanted in listeners.items() if r.kind in wanted and a != r.sender)
     if r.receiver not in listeners:
-        return None
+        spoke = {x.sender for x in [*(line.rec for line in before), r] if x.outside and x.origin is None}
+        return () if r.receiver in spoke else None
     return (r.receiver,) if r.kind in listeners[r.receiver] else ()
 
 
@@ -159,7 +171,7 @@ def history(log: Log) -> list[list[Line]]:
             assert new is not None
             paths.append(new)
         elif entry.verdict == "admitted":
-            paths[-1].append(Line(entry.rec, whom(entry.rec, entry.listeners)))
+            paths[-1].append(Line(entry.rec, whom(entry.rec, entry.listeners, paths[-1])))
     return paths
 
 
@@ -170,25 +182,30 @@ def claimed(line: Line, claim: Claim) -> Line:
     return replace(line, obliges=(claim.agent,) if line.rec.kind in claim.kinds else ())
 
 
-def corrections(r: Rec) -> list[Rec]:
-    """The messages that a rollback brings with it."""
-    brought = [Rec.read(m) for m in r.fact.get("with_inputs", ())]
+def corrections(r: Rec) -> list[Rec] | None:
+    """The messages that a rollback brings with it; None where one is no message of this workflow."""
+    try:
+        brought = [Rec.read(m) for m in r.fact.get("with_inputs", ())]
+    except (KeyError, AttributeError, TypeError):
+        return None
+    if any(m.workflow != r.workflow or m.answers for m in brought):
+        return None
     return [replace(m, id=ids.correction_id(r.id, i), generation=None) for i, m in enumerate(brought)]
 
 
 def rolled_back(path: list[Line], r: Rec, listeners: Listeners) -> list[Line] | None:
     """The path after a rollback, None where it cannot be."""
-    to = r.fact["to_version"]
-    if not 0 <= to <= len(path):
+    to, brought = r.fact["to_version"], corrections(r)
+    if brought is None or not 0 <= to <= len(path):
         return None
     new, lost = path[:to], path[to:]
     for line in lost:
-        if line.rec.from_other_workflow and not Picture(new).late(line.rec.in_reply_to):
+        if line.rec.foreign_answer and not Picture(new).late(line.rec.in_reply_to):
             new = [*new, line]
     inputs = {line.rec.id: line for line in lost if line.rec.outside}
-    wanted = [inputs.get(i) for i in r.fact.get("reapply", ())]
-    for line in [*wanted, *(Line(x, whom(x, listeners)) for x in corrections(r))]:
-        if line is None or not line.rec.outside or line.rec.answers or line in new:
+    for wanted in [*(inputs.get(i) for i in r.fact.get("reapply", ())), *brought]:
+        line = Line(wanted, whom(wanted, listeners, new)) if isinstance(wanted, Rec) else wanted
+        if line is None or not line.rec.outside or line.rec.id in [x.rec.id for x in new]:
             return None
         if line.rec.in_reply_to and Picture(new).late(line.rec.in_reply_to):
             return None
@@ -214,8 +231,15 @@ class Call:
     request: str | None = None
     timer: bool = False
     receives: str | None = None
+    since: int = 0  # when it began to receive
     settled: Rec | None = None
+    effect_failed: bool = False
     given_up_by_own_closing: bool = False
+
+    @property
+    def waits(self) -> bool:
+        """For a record that its own run does not write."""
+        return self.settled is None and (self.timer or self.request is not None)
 
 
 class Picture:
@@ -234,9 +258,12 @@ class Picture:
         self.calls: dict[tuple[Key, str], Call] = {}
         self.dead: dict[Key, Rec] = {}
         self.discarded: set[Key] = set()
-        self.revoked: set[str] = set()
+        self.revoked: set[tuple[str, str] | None] = set()
         self.cancelled_at = 0
-        self.repeats: dict[str, str] = {}  # a request that another workflow sent again -> its first copy
+        self.repeats: set[str] = set()  # requests that another workflow sent again
+        self.answer_again: set[str] = set()  # those of them that came after the answer
+        self.taken: set[str] = set()  # messages that a receive has taken
+        self.parked: set[Key] = set()
         for line in path:
             self._read(line)
 
@@ -261,7 +288,8 @@ class Picture:
             return key in self.shut
         message = key[1]
         answered = message in self.requests and self.late(message)
-        return answered or self.cancelled_at > self.at[message]
+        nobodys = message in self.repeats or message in self.taken
+        return answered or nobodys or self.cancelled_at > self.at[message]
 
     def owes(self, key: Key) -> str | None:
         """The request that this handling must answer."""
@@ -288,12 +316,15 @@ class Picture:
         return any(c.request == request and not c.settled for c in self.calls.values())
 
     def holds(self, effect: str) -> bool:
-        return any(
-            c.effect == effect and not (c.settled and c.settled.kind == "effect_failed") for c in self.calls.values()
-        )
+        return any(c.effect == effect and not c.effect_failed for c in self.calls.values())
 
     def intent_stands(self, effect: str) -> bool:
         return any(c.effect == effect and c.intent and not c.settled for c in self.calls.values())
+
+    def unclaimed(self) -> set[str]:
+        """Messages for an agent that nobody has hosted yet."""
+        after = [line for line in self.path if self.at[line.rec.id] > self.cancelled_at]
+        return {line.rec.id for line in after if line.obliges is None} - self.taken
 
     def holding_its_place(self) -> set[Key]:
         return {
@@ -342,11 +373,13 @@ class Picture:
     def _request(self, r: Rec, n: int) -> None:
         self.requests[r.id] = r
         self.root[r.id] = self.root[r.answers] if r.answers else r.id
-        if r.origin:
-            for q in list(self.requests.values()):
-                if q.origin and q.origin["id"] == r.origin["id"] and q.id != r.id:
-                    self.repeats.setdefault(r.id, q.id)
-        if r.to is None and r.id not in self.repeats:
+        first = next((q for q in self.requests.values() if r.origin and q.source == r.source and q is not r), None)
+        if first is not None and r.to is None:
+            self.repeats.add(r.id)
+            self.root[r.id] = self.root[first.id]
+            if self.late(first.id):
+                self.answer_again.add(r.id)
+        elif r.to is None:
             self.opened[r.receiver, r.id] = n
 
     def _work(self, r: Rec) -> None:
@@ -355,6 +388,10 @@ class Picture:
         self.begun.add(key)
         if r.step:
             self._call(r, self.calls.setdefault((key, r.step), Call()))
+        if r.kind != "attempt_started":
+            self.parked -= {key}
+        if r.kind == "attempt_failed" and r.fact.get("parked"):
+            self.parked.add(key)
         if r.kind == "dead_lettered":
             self.dead[key] = r
         if r.kind == "expired" and key[1] in self.requests:
@@ -369,20 +406,21 @@ class Picture:
         elif r.kind == "effect_unknown":
             call.intent = None
         elif r.kind == "timer_set":
-            call.timer, call.receives = True, r.fact.get("kind") or None
+            call.timer, call.receives, call.since = True, r.fact.get("kind") or None, self.at[r.id]
         elif r.request and r.asked:
             call.request = r.id
         elif r.kind == "timer_fired" and call.request:
             self.outcome[call.request] = r
         elif r.kind != "effect_failed" or r.final:
-            call.settled = r
+            call.settled, call.effect_failed = r, r.kind == "effect_failed"
 
     def _cancelled(self, r: Rec, n: int) -> None:
         self.cancelled_at = n
         if r.origin:
-            self.revoked.add(r.origin["id"])
-        for q in self.requests:
-            self.outcome.setdefault(self.root[q], r)
+            self.revoked.add(r.source)
+        for q in self.requests.values():
+            if self.root[q.id] == q.id and (q.asked or (q.receiver, q.id) in self.open()):
+                self.outcome.setdefault(q.id, r)
         for key in self.open():
             self.shut[key] = r
 
@@ -400,8 +438,10 @@ class Picture:
         self.opened[key] = n
         self.shut.pop(key, None)
         self.dead.pop(key, None)
+        self.parked -= {key}
         if key[1] in self.requests:
             self.outcome.pop(self.root[key[1]], None)
+            self.answer_again -= {q for q in self.answer_again if self.root[q] == self.root[key[1]]}
 
     def _spread(self, r: Rec) -> None:
         """What is answered or given up ends its handlings and settles who asked; what ends gives up what it asked."""
@@ -421,17 +461,17 @@ class Picture:
 
     def _receive(self, r: Rec) -> None:
         """Give messages to the receives that wait, in the order in which they began to wait."""
-        for ((agent, handled), _), call in self.calls.items():
-            if call.receives is None or call.settled or (agent, handled) in self.shut:
+        for (key, _), call in sorted(self.calls.items(), key=lambda item: item[1].since):
+            if call.receives is None or call.settled or key in self.shut:
                 continue
-            for line in self.path[self.at[handled] : len(self.at)]:
+            mine = [c.settled for (k, _), c in self.calls.items() if k == key]
+            for line in self.path[self.at[key[1]] : len(self.at)]:
                 m = line.rec
-                fits = m.outside and m.notification and m.kind == call.receives and m.receiver in (agent, "*")
-                mine = [c.settled for ((a, h), _), c in self.calls.items() if (a, h) == (agent, handled)]
-                if fits and m not in mine:
+                fits = m.outside and m.notification and m.to is None and m.kind == call.receives
+                if fits and m.receiver in (key[0], "*") and m not in mine:
                     call.settled = m
-                    self.opened.setdefault((agent, m.id), self.at[m.id])
-                    self.shut.setdefault((agent, m.id), r)
+                    self.taken.add(m.id)
+                    self.shut |= {k: r for k in self.open() if k[1] == m.id}
                     break
 
 
@@ -473,14 +513,21 @@ class Ledger:
             self._compensation(r)
         if r.kind == "delivered" and verdict == "ledger":
             self.delivered.add(mark(r))
-        if r.to is not None and verdict == "admitted":
+        if r.to is not None and verdict == "admitted" and (r.work or self._answers_another(r, log[:i])):
             self.sent[r.id] = r
-        if r.from_other_workflow and r.in_reply_to:
+        if r.foreign_answer and r.in_reply_to:
             self.heard.add(r.in_reply_to)
             if verdict == "late":
                 self.refused[r.in_reply_to] = self.refused.get(r.in_reply_to, 0) + 1
         if r.request and r.origin and verdict == "late":
             self.late_starts[r.id] = r
+
+    @staticmethod
+    def _answers_another(r: Rec, before: Log) -> bool:
+        """A person answers what that workflow has asked."""
+        then = Picture(history(before)[-1])
+        q = then.requests.get(then.root.get(r.in_reply_to or "", "")) if r.kind in ANSWERS else None
+        return q is not None and q.origin is not None and q.origin["workflow"] == r.to
 
     def _effect(self, r: Rec, i: int, in_flight: bool) -> None:
         new = Effect(r.fact.get("policy", "idempotent"), (*r.key, r.step) if r.work else ("", "", ""))
@@ -551,11 +598,11 @@ class Ledger:
 
     def allows_mark(self, r: Rec) -> bool:
         subject, n, cancel = mark(r)
-        if mark(r) in self.delivered:
+        if (subject, n, cancel) in self.delivered:
             return False
         sent = self.sent.get(subject)
         if cancel:
-            return sent is not None and sent.spawn and n == 0
+            return sent is not None and sent.spawn
         if sent is not None:
             return 0 <= n <= self.refused.get(subject, 0)
         return ("answer", subject, n) in self.duties() or ("refusal", subject, n) in self.duties()
@@ -565,11 +612,9 @@ class Ledger:
         return {*self._copies(), *self._cancels(), *self._answers()}
 
     def _copies(self) -> Iterator[tuple[str, str, int]]:
-        for line in self.now.path:
-            r = line.rec
-            if r.to is None:
-                continue
-            n = self.refused.get(r.id, 0) if r.spawn else 0
+        for r in [line.rec for line in self.now.path if line.rec.id in self.sent]:
+            ever = any(subject == r.id and not cancel for subject, _, cancel in self.delivered)
+            n = self.refused.get(r.id, 0) if r.spawn and ever else 0
             wanted = not r.spawn or self.now.waiting_for(r.id)
             if wanted and (r.id, n, False) not in self.delivered:
                 yield "copy", r.id, n
@@ -584,9 +629,13 @@ class Ledger:
         for q in self.now.requests.values():
             if q.origin is None or not q.asked or (q.id, 0, False) in self.delivered:
                 continue
-            first = self.now.repeats.get(q.id, q.id)
-            answer = self.now.outcome.get(self.now.root[first])
-            if answer is not None and (first != q.id or answer.to != q.origin["workflow"]):
+            answer = self.now.outcome.get(self.now.root[q.id])
+            if q.id in self.now.repeats:
+                owed = q.id in self.now.answer_again
+            else:
+                addressed = answer and answer.kind in ANSWERS and answer.to == q.origin["workflow"]
+                owed = answer is not None and not addressed
+            if owed:
                 yield "answer", q.id, 0
         for q in self.late_starts.values():
             if q.asked and (q.id, 0, False) not in self.delivered:
@@ -594,8 +643,9 @@ class Ledger:
 
 
 def mark(r: Rec) -> tuple[str, int, bool]:
-    """What a `delivered` says."""
-    return r.fact["subject"], r.fact.get("n", 0), r.fact.get("cancel", False)
+    """What a `delivered` says: of a copy, or of a cancel (which is delivered once)."""
+    cancel = r.fact.get("cancel", False)
+    return r.fact["subject"], 0 if cancel else r.fact.get("n", 0), cancel
 
 
 # ---- admission -------------------------------------------------------------------------------------------------------
@@ -652,11 +702,35 @@ class Model:
     def known(self) -> set[str]:
         """Ids that have a verdict."""
         done = [e for e in self.records if e.rec.kind == "rolled_back" and e.verdict == "admitted"]
-        return {e.rec.id for e in self.records} | {x.id for e in done for x in corrections(e.rec)}
+        return {e.rec.id for e in self.records} | {x.id for e in done for x in corrections(e.rec) or ()}
 
     def complete(self) -> bool:
         blocked = self.now.holding_its_place()
         return not (self.now.open() or blocked or self.ledger.barrier() or self.ledger.duties())
+
+    def status(self) -> str:
+        """The word for where the workflow stands."""
+        v, now = self.now, self.now.open()
+        if v.holding_its_place() or v.parked & now or "parked" in [e.status for e in self.ledger.effects.values()]:
+            return "blocked"
+        if self.complete():
+            return self._how_it_ended()
+        waiting = {k for (k, _), c in v.calls.items() if c.waits}
+        asked_by_them = {c.request for (k, _), c in v.calls.items() if c.waits and k in now}
+        idle = [k in waiting or (k not in v.begun and k[1] in asked_by_them) for k in now]
+        return "waiting" if idle and all(idle) else "running"
+
+    def _how_it_ended(self) -> str:
+        """By its first asked request, unless everything was cancelled after all that was asked and answered."""
+        v = self.now
+        asked = [q for q in v.requests.values() if q.to is None]
+        ends = [v.at[v.outcome[v.root[q.id]].id] for q in asked if v.root[q.id] in v.outcome]
+        if v.cancelled_at and v.cancelled_at >= max([v.at[q.id] for q in asked] + ends, default=0):
+            return "cancelled"
+        for q in [q for q in asked if q.asked] + asked:
+            answer = v.outcome.get(v.root[q.id]) or v.shut.get((q.receiver, q.id))
+            return "completed" if answer is None or answer.kind not in FAILURES else "failed"
+        return "completed"
 
     def attempt(self, agent: str, message: str, round: int, step: str) -> int:
         """The `attempt` that the next record of this step has."""
@@ -685,7 +759,7 @@ class Model:
             return "conflict"
         if r.in_reply_to is not None and v.late(r.in_reply_to):
             return "late"
-        if r.request and r.origin and r.origin["id"] in v.revoked:
+        if r.request and r.origin and r.source in v.revoked:
             return "late"
         if r.work:
             if r.key[1] not in v.at:
@@ -729,7 +803,7 @@ class Model:
     def _may_roll_back(self, r: Rec, listeners: Listeners) -> bool:
         if not {"generation", "inputs"} <= set(r.expected or ()):
             return False
-        if any(x.id in self.known() for x in corrections(r)):
+        if any(x.id in self.known() for x in corrections(r) or ()):
             return False
         new = rolled_back(self.paths[-1], r, listeners)
         if new is None:
@@ -743,7 +817,7 @@ class Model:
 
     def _may_redrive(self, r: Rec, key: Key) -> bool:
         v, end = self.now, self.now.end(key)
-        fresh = r.fact.get("keep") == "none" and key in v.open() and key in v.begun
+        fresh = r.fact.get("keep") == "none" and key in v.open() and key in v.parked
         failed = end is not None and end.kind in ("dead_lettered", "error_report") and key not in v.discarded
         if not fresh and not failed:
             return False

@@ -223,7 +223,7 @@ class RandomLog:
         self._put(m)
 
     def _ledger(self, w: Workflow) -> None:
-        owed = w.ledger.owed(w.view)
+        owed = w.ledger.owed()
         duties = w.duties()
         if owed and self.random.random() < 0.7:
             kind = self.random.choice(sorted(kinds.COMPENSATION))

@@ -12,17 +12,16 @@ from refold.bus.broker import Checkpoint
 from refold.projections import partition as partition_module
 from refold.projections.checkpoint import changes, fold_stored, restore
 from refold.projections.frozen import thaw
+from refold.projections.handling import Entry
 from refold.projections.partition import PartitionFold
 from refold.projections.status import report
-from refold.projections.view import Entry
 from refold.projections.workflow import Workflow
 
 
 def bare(w: Workflow) -> Workflow:
-    """A workflow without what a checkpoint leaves out, and without what differs by when it was asked."""
-    w.duties()
+    """A workflow without what a checkpoint leaves out."""
     path = [Entry(e.id, e.ref, e.obliges) for e in w.view.path]
-    view = msgspec.structs.replace(w.view, path=path, news=[])
+    view = msgspec.structs.replace(w.view, path=path, news=[], touched=[], released=[])
     return msgspec.structs.replace(w, view=view, whole=False, closed={})
 
 

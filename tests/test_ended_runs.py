@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import inspect
+import time
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -13,6 +14,11 @@ from hosting import QUICK, kinds_of, opened, records, working
 
 from refold import Agent, AgentError, Context, MessageBus
 from refold.agents import control, crew
+from refold.agents.writing import work_record
+from refold.bus import codec, facts
+from refold.bus.broker import Item, Outgoing
+from refold.bus.partition import partition_of
+from refold.projections.history import read_workflow
 from refold.projections.status import Status
 
 ENDS = ("parked", "fenced", "diverged", "cancelled", "redriven", "timed out")
@@ -191,7 +197,9 @@ KINDS = {
     "parked": [*JOURNAL, "timer_set", "go", "task_response"],
     "fenced": [*JOURNAL, "timer_set", "go", "task_response"],
     "cancelled": [*JOURNAL, "timer_set", "cancelled"],
-    "redriven": [*JOURNAL, "timer_set", "redriven", "effect_completed", "timer_set", "go", "task_response"],
+    "redriven": [
+        *JOURNAL, "timer_set", "attempt_failed", "redriven", "effect_completed", "timer_set", "go", "task_response",
+    ],
     "timed out": [*JOURNAL, "attempt_failed", "timer_set", "go", "task_response"],
     "diverged": [*JOURNAL, "effect_completed", "attempt_failed", "attempt_failed", "timer_set", "go", "task_response"],
 }
@@ -208,8 +216,21 @@ async def end_it(end: str, bus: MessageBus, broker: Any, worker: Any, until: Any
     elif end == "cancelled":
         await (await bus.attach("w")).cancel()
     elif end == "redriven":
+        await park(broker, "w")
         handle = await bus.attach("w")
         await control.redrive(bus, "w", "zombie", handle.request_id, keep="none")
+
+
+async def park(broker: Any, correlation: str) -> None:
+    """An owner with other code has met a divergence meanwhile: only then may a handling that is open start anew."""
+    w = (await read_workflow(broker, correlation)).workflow
+    (h,) = w.open_handlings()
+    r = work_record(
+        w, agent=h.agent, message=h.message, round=0, generation=0, writer="other#1", kind="attempt_failed",
+        now=time.time(), fact=facts.AttemptFailed(error="Divergence", parked="divergence"),
+    )  # fmt: skip
+    partition = partition_of(correlation, broker.meta.partitions)
+    await broker.append([Item(partition, correlation, (Outgoing(r.id, codec.encode(r)),))])
 
 
 async def _waits(handle: Any) -> bool:

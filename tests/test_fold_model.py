@@ -3,26 +3,22 @@
 from __future__ import annotations
 
 import os
-from collections import Counter
 from typing import Any
 
-from histories import WORKFLOW, Appended, Claimed, Event, Move, Story, random_tape, tapes
+from histories import WORKFLOW, Claimed, Event, Move, Story, tapes
 from hypothesis import given, settings
 from model import Model
 
 from refold.bus import codec
-from refold.projections.frozen import freeze, thaw
+from refold.projections.status import report
 from refold.projections.verdict import Verdict
-from refold.projections.workflow import NeedsHistory, Workflow
+from refold.projections.view import View
+from refold.projections.workflow import Workflow
 
 THOROUGH = os.environ.get("REFOLD_TESTS") == "thorough"
 examples = settings(
     max_examples=4000 if THOROUGH else 150, deadline=None, derandomize=not THOROUGH, print_blob=True
 )
-
-
-def histories_of(tape: list[Move]) -> list[Event]:
-    return Story().play(tape)
 
 
 def step(w: Workflow, event: Event) -> Verdict | None:
@@ -42,44 +38,67 @@ def folded(events: list[Event]) -> Workflow:
 
 def seen(w: Workflow) -> dict[str, Any]:
     """What is compared of the product's fold."""
-    now = w.open_handlings()
+    v, now = w.view, w.open_handlings()
     return {
         "generation": w.generation,
         "version": w.version,
-        "path": [e.id for e in w.view.path],
-        "open": sorted((h.agent, h.message, h.round) for h in now),
-        "holding": sorted(w.view.holding),
-        "owed": w.ledger.owed(w.view),
-        "unresolved": sorted(w.ledger.unresolved(w.view)),
+        "path": [e.id for e in v.path],
+        "inputs": v.inputs,
+        "open": sorted((h.version, h.agent, h.message, h.round, h.begun, bool(h.parked)) for h in now),
+        "order": [h.version for h in now],
+        "agenda": {agent: [h.message for h in w.agenda(agent)] for agent in v.agenda},
+        "holding": sorted(v.holding),
+        "unclaimed": sorted(u.id for u in v.all_unclaimed()),
+        "requests": {q.id: not v.late(q.id) for q in v.requests.values()},
+        "owed": w.ledger.owed(),
+        "unresolved": sorted(w.ledger.unresolved()),
+        "effects": {key: e.status for key, e in w.ledger.effects.items()},
         "duties": sorted((d.what, d.subject, d.n) for d in w.duties()),
-        "steps": sorted(
-            (*h.key, path, w.attempt(*h.key, path), w.ledger.issue_number(w.view, *h.key, path), bool(st.settled))
-            for h in now
-            for path, st in h.steps.items()
-        ),
+        "steps": {(*h.key, path): call(w, v, *h.key, path) for h in now for path in h.steps},
         "complete": w.is_complete(),
+        "status": report(w).status.value,
     }
+
+
+def call(w: Workflow, v: View, agent: str, message: str, path: str) -> tuple[Any, ...]:
+    """What is compared of one step: its next attempt and effect number, what it waits for, and its value."""
+    h = v.handlings[message][agent]
+    st = h.steps[path]
+    assert (path in h.pending) == (not st.settled)
+    value = next((e.id for e in v.path if e.ref == st.value), "") if st.settled else None
+    return w.attempt(agent, message, path), w.ledger.issue_number(v, agent, message, path), st.waits, value
 
 
 def expected(m: Model) -> dict[str, Any]:
     """The same, as the model sees it."""
     v, now = m.now, m.now.open()
+    in_order = sorted(now, key=lambda k: m.now.at[k[1]])
     return {
         "generation": m.generation,
         "version": v.version,
         "path": m.path,
-        "open": sorted((*key, v.rounds.get(key, 0)) for key in now),
+        "inputs": v.inputs,
+        "open": sorted((v.at[k[1]], *k, v.rounds.get(k, 0), k in v.begun, k in v.parked) for k in now),
+        "order": [v.at[k[1]] for k in in_order],
+        "agenda": {a: [k[1] for k in in_order if k[0] == a] for a in {agent for agent, _ in now}},
         "holding": sorted(v.holding_its_place()),
+        "unclaimed": sorted(v.unclaimed()),
+        "requests": {q: not v.late(q) for q in v.requests},
         "owed": m.ledger.owed(),
         "unresolved": sorted(m.ledger.unresolved()),
+        "effects": {key: e.status for key, e in m.ledger.effects.items()},
         "duties": sorted(m.ledger.duties()),
-        "steps": sorted(
-            (*key, path, m.attempt(*key, v.rounds.get(key, 0), path), m.ledger.issues(*key, path), call.settled is not None)
-            for (key, path), call in v.calls.items()
+        "steps": {
+            (*key, path): (
+                m.attempt(*key, v.rounds.get(key, 0), path), m.ledger.issues(*key, path), c.waits,
+                c.settled.id if c.settled else None,
+            )
+            for (key, path), c in v.calls.items()
             if key in now
-        ),
+        },
         "complete": m.complete(),
-    }
+        "status": m.status(),
+    }  # fmt: skip
 
 
 def check_against_model(events: list[Event]) -> None:
@@ -96,4 +115,4 @@ def check_against_model(events: list[Event]) -> None:
 @given(tapes)
 @examples
 def test_product_and_model_agree_at_every_prefix(tape: list[Move]) -> None:
-    check_against_model(histories_of(tape))
+    check_against_model(Story().play(tape))
