@@ -13,6 +13,7 @@ from weakref import WeakValueDictionary
 
 from ..bus.broker import (
     ANY_LOG,
+    MAX_HINT,
     RULES,
     Appended,
     Assigned,
@@ -61,7 +62,7 @@ class Log:
         self.meta: LogMeta | None = None
         self.partitions: list[list[Stored]] = []
         self.by_key: list[dict[str | None, list[int]]] = []
-        self.ids: dict[tuple[str | None, str], int] = {}
+        self.ids: dict[tuple[int, str | None, str], int] = {}
         self.owned: dict[str, list[Owned]] = {}
         self.subscriptions: dict[str, list[MemorySubscription]] = defaultdict(list)
         self.checkpoints: dict[tuple[str, int], Checkpoint] = {}
@@ -139,14 +140,16 @@ class MemoryBroker:
     # ---- appending ---------------------------------------------------------------------------------------------------
     async def append(self, items: Sequence[Item], fence: Fence | None = None) -> list[Result]:
         for item in items:
-            self._check_size([r.value for r in item.records])
+            self._check(item.partition, [r.value for r in item.records])
         stale = self._stale(fence)
         results = [stale if stale is not None else self._append(item) for item in items]
         self._ring()
         await asyncio.sleep(0)
         return results
 
-    def _check_size(self, values: Sequence[bytes]) -> None:
+    def _check(self, partition: int, values: Sequence[bytes]) -> None:
+        if not 0 <= partition < self.meta.partitions:
+            raise ValueError(f"partition {partition}: the log has {self.meta.partitions}, counted from 0")
         largest, whole = max(map(len, values), default=0), sum(map(len, values))
         if largest > self.meta.max_record:
             raise TooLarge(f"a record of {largest} bytes, the log takes {self.meta.max_record}", remedy="send less")
@@ -165,7 +168,7 @@ class MemoryBroker:
     def _append(self, item: Item) -> Result:
         log = self.log
         for record in item.records:
-            known = log.ids.get((item.key, record.id))
+            known = log.ids.get((item.partition, item.key, record.id))
             if known is not None:
                 return Duplicate(known)
         positions = log.by_key[item.partition].get(item.key, ())
@@ -175,7 +178,7 @@ class MemoryBroker:
         out = []
         for record in item.records:
             out.append(self._store(item.partition, item.key, record.value))
-            log.ids[item.key, record.id] = out[-1]
+            log.ids[item.partition, item.key, record.id] = out[-1]
         return Appended(tuple(out))
 
     def _store(self, partition: int, key: str | None, value: bytes) -> int:
@@ -186,8 +189,9 @@ class MemoryBroker:
         return position
 
     async def append_raw(self, partition: int, records: Sequence[tuple[str | None, bytes]]) -> tuple[int, ...]:
-        self._check_size([value for _, value in records])
-        positions = tuple(self._store(partition, key, value) for key, value in records)
+        taken = [(key, bytes(memoryview(value))) for key, value in records]
+        self._check(partition, [value for _, value in taken])
+        positions = tuple(self._store(partition, key, value) for key, value in taken)
         self._ring()
         await asyncio.sleep(0)
         return positions
@@ -198,8 +202,11 @@ class MemoryBroker:
                 sub.news.set()
 
     # ---- reading -----------------------------------------------------------------------------------------------------
+    def _records(self, partition: int) -> list[Stored]:
+        return self.log.partitions[partition] if self.meta else []
+
     async def read(self, partition: int, start: int | At = 0, *, end: int | None = None, limit: int = 1000) -> Page:
-        records = self.log.partitions[partition]
+        records = self._records(partition)
         if isinstance(start, At):
             first = next((s.position for s in records if s.time >= start.time), len(records) + 1)
         else:
@@ -219,7 +226,7 @@ class MemoryBroker:
         return Page(page, page[-1].position if len(positions) > limit else None)
 
     async def read_at(self, partition: int, positions: Sequence[int]) -> list[Stored]:
-        records = self.log.partitions[partition]
+        records = self._records(partition)
         missing = [p for p in positions if not 1 <= p <= len(records)]
         if missing:
             raise LogTruncated(f"partition {partition} holds no record at {missing[0]}")
@@ -232,7 +239,7 @@ class MemoryBroker:
         self, group: str, member: str, *, partitions: Collection[int] | None = None, lease: float = 8.0,
         stall_limit: float = 30.0,
     ) -> AsyncIterator[MemorySubscription]:  # fmt: skip
-        log = self.log
+        log, _ = self.log, self.meta
         if any(s.member == member for s in log.subscriptions[group]):
             raise ConfigError(f"member {member!r} is in group {group!r} already: choose another --member")
         sub = MemorySubscription(self, group, member, partitions)
@@ -290,6 +297,8 @@ class MemoryBroker:
         return out
 
     async def notify(self, address: str, hint: bytes) -> None:
+        if len(hint) > MAX_HINT:
+            raise ValueError(f"a hint of {len(hint)} bytes, at most {MAX_HINT}")
         listener = self.log.listeners.get(address)
         if listener is not None:
             listener.hints.put_nowait(bytes(hint))
@@ -328,6 +337,7 @@ class MemorySubscription:
         self.news = asyncio.Event()
         self.events: list[Event] = []
         self.holds: dict[int, int] = {}
+        self.told: dict[int, int] = {}
         self.next: dict[int, int] = {}
         self.paused: set[int] = set()
         self.revoking: set[int] = set()
@@ -347,19 +357,33 @@ class MemorySubscription:
     def _take(self, max_records: int) -> list[Event]:
         self.news.clear()
         events, self.events = self.events, []
+        self._tell_apart(events)
         left = max_records
-        open_ = [p for p in self.next if p in self.holds and p not in self.paused]
+        open_ = [p for p in self.next if p in self.told and p not in self.paused]
         self._turn += 1
         for i in range(len(open_)):
             p = open_[(i + self._turn) % len(open_)]
             records = self.log.partitions[p][self.next[p] - 1 : self.next[p] - 1 + left]
             if records:
-                events.append(Batch(p, self.holds[p], records))
+                events.append(Batch(p, self.told[p], records))
                 self.next[p] = records[-1].position + 1
                 left -= len(records)
         if not left:
             self.news.set()
         return events
+
+    def _tell_apart(self, events: Sequence[Event]) -> None:
+        """A seek or a pause holds within the epoch of which the member knew when it asked for it."""
+        for event in events:
+            if isinstance(event, Assigned | Lost):
+                self._forget(event.partition)
+            if isinstance(event, Assigned):
+                self.told[event.partition] = event.epoch
+
+    def _forget(self, partition: int) -> None:
+        self.told.pop(partition, None)
+        self.next.pop(partition, None)
+        self.paused.discard(partition)
 
     def seek(self, partition: int, position: int) -> None:
         self.next[partition] = max(position, 1)
@@ -373,6 +397,8 @@ class MemorySubscription:
         self.news.set()
 
     async def release(self, partition: int, epoch: int) -> None:
+        if self.told.get(partition) == epoch:
+            self._forget(partition)
         if self.holds.get(partition) == epoch:
             self._drop(partition)
             held = self.log.owned[self.group][partition]
@@ -405,17 +431,24 @@ class MemorySubscription:
     def rebalance(self) -> None:
         """Let members claim what is free up to their share, and give up what is beyond it."""
         members = self.log.subscriptions[self.group]
-        share = math.ceil(self.broker.meta.partitions / max(len(members), 1))
         for partition, held in enumerate(self.log.owned[self.group]):
-            if held.owner is None:
-                able = [s for s in members if partition in s.wanted and len(s.holds) < share]
-                if able:
-                    min(able, key=lambda s: len(s.holds)).claim(partition, held)
+            able = [s for s in members if partition in s.wanted]
+            if held.owner is None and able:
+                min(able, key=lambda s: len(s.holds)).claim(partition, held)
+        counts = {s: len(s.holds) for s in members}
         for sub in members:
-            free = any(len(s.holds) < share and s.wanted & set(sub.holds) for s in members if s is not sub)
-            for partition in sorted(set(sub.holds) - sub.revoking)[share:] if free else ():
-                sub.revoking.add(partition)
-                sub.tell(Revoked(partition, sub.holds[partition]))
+            for partition in sorted(sub.holds):
+                heir = min((s for s in members if partition in s.wanted), key=lambda s: counts[s], default=sub)
+                if partition in sub.revoking or counts[heir] + 1 < counts[sub]:
+                    counts[sub] -= 1
+                    counts[heir] += 1
+                    sub.revoke(partition)
+
+    def revoke(self, partition: int) -> None:
+        """Ask the owner to give the partition up, once."""
+        if partition not in self.revoking:
+            self.revoking.add(partition)
+            self.tell(Revoked(partition, self.holds[partition]))
 
     def claim(self, partition: int, held: Owned) -> None:
         """Become the owner, in a new epoch."""
@@ -430,8 +463,6 @@ class MemorySubscription:
 
     def _drop(self, partition: int) -> None:
         self.holds.pop(partition, None)
-        self.next.pop(partition, None)
-        self.paused.discard(partition)
         self.revoking.discard(partition)
 
     def lose(self, partition: int) -> None:
@@ -444,6 +475,7 @@ class MemorySubscription:
 
     def die(self) -> None:
         """Fall silent for the lease: others take over; it is told if it ever asks."""
+        self.told.clear()
         members = self.log.subscriptions[self.group]
         if self in members:
             members.remove(self)
@@ -459,7 +491,7 @@ class MemorySubscription:
         self.rebalance()
 
     def leave(self) -> None:
-        """Release everything."""
+        """Release everything; nothing happens where it has died."""
         for partition in self.holds:
             self.log.owned[self.group][partition].released = True
         self.die()

@@ -3,8 +3,13 @@
 A *position* is an int that grows within a partition and is not dense: a reader never expects +1. Every record has a
 *key*: the correlation id of its workflow, or None for a partition's own record. Bytes are kept verbatim.
 
-Errors: every method may raise `BrokerUnavailable` (try again). Cancelling a call never corrupts the log; a cancelled
-`append` may or may not have happened, which its caller resolves by the records' ids (admission ignores duplicates).
+Errors: every method may raise `BrokerUnavailable` (try again), and raises `LogMissing` before `ensure_log` where there
+is no log; a call that raises has lost nothing that a repeated one would not find. A call that is wrong (a value that
+is no bytes) raises what it may, and harms no other. Cancelling a call never corrupts the log; a cancelled `append` may
+or may not have happened, which its caller resolves by the records' ids (admission ignores duplicates).
+
+One broker belongs to one event loop of one process: it is not carried over a fork or into another thread.
+Each promise made here is a case of `refold.brokers.conformance`, which judges anybody's broker.
 """
 
 from __future__ import annotations
@@ -17,6 +22,8 @@ from msgspec import Struct, field
 
 DEFAULT_MAX_RECORD = 512 * 1024
 DEFAULT_MAX_APPEND = 900 * 1024
+MAX_HINT = 1024
+"""Bytes of a hint."""
 RULES = 1
 """Number of the admission rules that this release writes (semantics of the fold). It reads all up to this one."""
 
@@ -39,10 +46,11 @@ class Outgoing(NamedTuple):
 
 
 class Item(NamedTuple):
-    """Records that enter one partition under one key, in order, all or none.
+    """Records that enter one partition under one key, in order, all or none; no reader ever sees a part of them.
 
     `after`: the position of the last record of this key that the writer saw (0: none). A broker that claims
-    `compare_and_append` answers `Conflict` when the key has a later one; others ignore it. None asks for nothing.
+    `compare_and_append` answers `Conflict` when the key has a later one in this partition; others ignore it. None asks
+    for nothing. Not promised: that the records' positions follow on each other without a gap.
     """
 
     partition: int
@@ -72,7 +80,10 @@ class Conflict(NamedTuple):
 
 
 class Duplicate(NamedTuple):
-    """Nothing was appended: the first record's id is in the log already, at `position`."""
+    """Nothing was appended: the id of one of the records (`position`: of the first such) is in the partition already,
+    under the same key. An append that is tried again is a duplicate, whatever its `after`. Only where
+    `refuse_duplicates` is claimed; how far back it looks is the broker's own, and records without id (`append_raw`) and
+    equal ids within one item are never refused."""
 
     position: int
 
@@ -94,7 +105,7 @@ class Page(NamedTuple):
 
 
 class At(NamedTuple):
-    """A place in a partition given by time: the first record taken at or after `time` (unix seconds)."""
+    """A place in a partition given by time: the first record whose `Stored.time` is `time` (unix seconds) or later."""
 
     time: float
 
@@ -108,11 +119,19 @@ class Checkpoint(NamedTuple):
 
 
 class LogSpec(Struct, frozen=True, kw_only=True):
-    """What a caller needs of a log; None accepts what is there (and the adapter's default where it creates)."""
+    """What a caller needs of a log; None accepts what is there (and the adapter's default where it creates).
+
+    Raises ValueError for a number below 1.
+    """
 
     partitions: int | None = None
     max_record: int | None = None
     max_append: int | None = None
+
+    def __post_init__(self) -> None:
+        for name in self.__struct_fields__:
+            if (number := getattr(self, name)) is not None and number < 1:
+                raise ValueError(f"{name} is {number}: at least 1")
 
 
 ANY_LOG = LogSpec()
@@ -131,7 +150,12 @@ class LogMeta(Struct, frozen=True, kw_only=True):
 
 class Capabilities(Struct, frozen=True, kw_only=True):
     """What this broker can refuse or do by itself. What is claimed is proved by the conformance suite; what is not
-    claimed is proved not to happen."""
+    claimed is proved not to happen.
+
+    `compare_and_append`: `Item.after` is heeded. `refuse_duplicates`: an id that is there already is refused.
+    `fence_appends`: a stale `Fence` is refused. `shared_between_processes`: another process that opens the same URL
+    works on the same log. `survives_restart`: so does a later one, when this process has ended.
+    """
 
     compare_and_append: bool = False
     refuse_duplicates: bool = False
@@ -170,7 +194,7 @@ class Presence(Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class Member(NamedTuple):
-    """A presence, how long ago it was last told (seconds), and whether it still holds."""
+    """A presence as it was told, how long ago that was (seconds, >= 0), and whether it still holds."""
 
     presence: Presence
     age: float
@@ -182,8 +206,8 @@ class Assigned(NamedTuple):
     """The member owns the partition from now on, under `epoch` (grows with every change of owner in the group).
 
     `resumed`: it came back in the directly following generation under the epoch it had; fold and runs may be kept.
-    `after_death`: the previous epoch ended without a release.
-    The partition delivers nothing until `seek` says from where.
+    `after_death`: the previous epoch ended without a release (never so for the group's first one).
+    The partition delivers nothing until `seek` says from where; a `seek` or `pause` from before does not count.
     """
 
     partition: int
@@ -193,7 +217,8 @@ class Assigned(NamedTuple):
 
 
 class Revoked(NamedTuple):
-    """The partition goes to another member: start nothing more in it, call `release`. No answer is waited for."""
+    """The partition goes to another member: start nothing more in it, call `release`. No answer is waited for: records
+    may come until then, and a member that does not call it keeps the partition until it is `Lost` or leaves."""
 
     partition: int
     epoch: int
@@ -207,7 +232,8 @@ class Lost(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """Records of one partition, in log order, that follow on what was delivered before under this epoch."""
+    """Records of one partition (at least one), in log order, that follow on what was delivered before under this epoch,
+    or on the last `seek`. None between them is left out."""
 
     partition: int
     epoch: int
@@ -222,20 +248,25 @@ class Subscription(Protocol):
     """One member's place in a group: which partitions it owns, and their records. Made by `Broker.subscribe`."""
 
     async def fetch(self, max_records: int = 1000, max_wait: float = 1.0) -> list[Event]:
-        """Return what happened, in order; [] after `max_wait` seconds without anything.
+        """Return what happened, in order, as soon as anything has; [] after `max_wait` seconds (0: look only).
 
         Assignments come in the same stream as records, so a record is never seen under an epoch that has ended
-        before it. Records of a partition are delivered at least once, in order, from where `seek` pointed. One
-        caller at a time; the engine never cancels it.
+        before it. Records of a partition are delivered at least once, in order, from where `seek` pointed, at most
+        `max_records` (over all partitions) in a call. Events that were not returned because the call raised come with
+        the next one. One caller at a time. Not promised: anything about a call that is cancelled (the engine never
+        does), or which partition comes first.
         """
         ...
 
     def seek(self, partition: int, position: int) -> None:
-        """Deliver the partition's records from `position` on (0: from the start). Takes effect with the next fetch."""
+        """Deliver the partition's records from `position` on (0: from the start), back or ahead, paused or not.
+
+        Takes effect with the next fetch. Without effect on a partition that the member does not own.
+        """
         ...
 
     def pause(self, partitions: Collection[int]) -> None:
-        """Deliver no records of these until `resume`; ownership is kept."""
+        """Deliver no records of these until `resume` (from the next fetch on); ownership is kept."""
         ...
 
     def resume(self, partitions: Collection[int]) -> None:
@@ -243,7 +274,11 @@ class Subscription(Protocol):
         ...
 
     async def release(self, partition: int, epoch: int) -> None:
-        """Give the partition up: another member may have it at once. No error if it is gone already."""
+        """Give the partition up: another member may have it at once, and nothing more of this epoch is delivered here.
+
+        No error, and no effect, if the epoch has ended already. Where it raises, the partition is given up all the
+        same, as soon as the log can be reached. A partition that nobody else wants may come back in a new epoch.
+        """
         ...
 
     async def save_checkpoint(
@@ -255,25 +290,36 @@ class Subscription(Protocol):
         changed: Mapping[bytes, bytes],
         gone: Collection[bytes],
     ) -> bool:
-        """Replace `changed` and remove `gone` entries, then the position: all or none. False when fenced."""
+        """Replace `changed` and remove `gone` entries, then the position and the anchor: all or none.
+
+        Entries in neither stay; one in both stays as it is in `changed`. No reader sees a part of it. False, and
+        nothing is changed, when the group's epoch of the partition is no longer `epoch`. Durable like an append.
+        Cancelled: it may have happened or not. Not judged: whether the position exists, or is later than the last.
+        """
         ...
 
     def deadline(self, partition: int) -> float:
-        """Monotonic time until which this member is sure to own the partition, if it hears from nobody (-inf: not)."""
+        """Monotonic time until which this member is sure to own the partition, if it hears from nobody.
+
+        -inf where it does not own it; inf where nobody takes a partition from a living owner.
+        """
         ...
 
     def turned(self) -> None:
-        """The handlers' loop has turned: renewal stops when this was not called for `stall_limit` seconds."""
+        """The handlers' loop has turned: renewal stops when this was not called for `stall_limit` seconds.
+
+        What an adapter does then (ending the process is a death like any other) is its own.
+        """
         ...
 
     def owned(self) -> Mapping[int, int]:
-        """Partition -> epoch, of what this member owns now."""
+        """Partition -> epoch, of what this member owns now. May be ahead of what `fetch` has returned."""
         ...
 
 
 @runtime_checkable
 class Listener(Protocol):
-    """Receives hints. `address` is what others pass to `Broker.notify`."""
+    """Receives hints. `address` is what others, in any process that shares the log, pass to `Broker.notify`."""
 
     address: str
 
@@ -288,17 +334,17 @@ class Broker(Protocol):
 
     @property
     def url(self) -> str:
-        """Where the log is, without secrets."""
+        """Where the log is, without secrets; `open_broker` of it is a broker of the same kind."""
         ...
 
     @property
     def capabilities(self) -> Capabilities:
-        """What this broker can refuse or do by itself."""
+        """What this broker can refuse or do by itself; known before anything is opened, and never changing."""
         ...
 
     @property
     def meta(self) -> LogMeta:
-        """What the log says of itself; known after `ensure_log`."""
+        """What the log says of itself; known after `ensure_log`. Raises LogMissing where there is no log."""
         ...
 
     async def __aenter__(self) -> Broker: ...
@@ -306,29 +352,42 @@ class Broker(Protocol):
     async def __aexit__(self, *exc: object) -> None: ...
 
     async def aclose(self) -> None:
-        """Finish the appends that were accepted, then let everything go. A second call does nothing."""
+        """Finish the appends that were accepted, then let everything go. A second call does nothing.
+
+        Members that are still subscribed leave their groups, as if their `async with` had ended. Not promised: what a
+        closed broker answers, other than that an append is either refused (BrokerUnavailable) or in the log.
+        """
         ...
 
     async def ensure_log(self, spec: LogSpec = ANY_LOG, *, create: bool = True) -> LogMeta:
         """Verify the log, or make it if there is none and `create` allows. Never changes a log that exists.
 
-        Raises LogMissing, LogMismatch (names each difference), LogCorrupt, RulesTooNew.
+        Several that make one at once make one. May be called again. Raises LogMissing (and makes nothing),
+        LogMismatch (names each difference: what it is, what was asked for), LogCorrupt, RulesTooNew.
         """
         ...
 
     async def append(self, items: Sequence[Item], fence: Fence | None = None) -> list[Result]:
         """Append each item, all of its records or none; return a result per item, in order.
 
-        Durable when it returns. Concurrent calls share a commit; a lone call does not wait for others. Items of one
-        call enter in the order given where they share a partition. A refusal is a value, not an error. With a
+        Durable, and there for every reader, when it returns. Concurrent calls share a commit; a lone call does not
+        wait for others. Items of one call enter in the order given where they share a partition. A refusal is a
+        value, not an error, and concerns its item alone: concurrent appends without `after` all succeed. With a
         `fence` that is stale, nothing at all is appended and every result is `Fenced` (only where `fence_appends`
-        is claimed). Raises BrokerUnavailable, LogLocked, LogFull: nothing of the call was written, or (connection
-        lost) it is unknown whether it was; TooLarge: nothing was.
+        is claimed; else it is ignored). Not promised: that a call's items become visible together.
+
+        Raises BrokerUnavailable, LogLocked, LogFull: nothing of the call was written, or (connection lost) it is
+        unknown whether it was; TooLarge (a record over `max_record`, an item over `max_append` bytes), Overloaded
+        (too many wait), ValueError (no such partition): nothing was. An item without records appends none.
         """
         ...
 
     async def append_raw(self, partition: int, records: Sequence[tuple[str | None, bytes]]) -> tuple[int, ...]:
-        """Append (key, bytes) verbatim, without any refusal but size: for copy and import."""
+        """Append (key, bytes) verbatim, in order, all or none, and return their positions: for copy and import.
+
+        Refuses nothing but what cannot be stored (TooLarge, ValueError): the same bytes twice are there twice.
+        Otherwise like `append`.
+        """
         ...
 
     def subscribe(
@@ -343,27 +402,36 @@ class Broker(Protocol):
         """Join `group` as `member`. Members share the partitions, each owned by one member at a time.
 
         A partition moves when its owner leaves, dies (seen unchanged for `lease` seconds), or has more than its
-        share. Leaving releases what is owned. `partitions` limits what this member claims.
+        share. Leaving releases what is owned, also when it is left by an error. `partitions` limits what this member
+        claims: nobody owns what nobody claims. Groups know nothing of each other. All members of a group have the
+        same `lease`. Cancelled while it joins, it leaves nothing behind. Not promised: who gets which partition, how
+        even the shares are while members come and go, or what two living members of one name do to each other (an
+        adapter that notices refuses the second with ConfigError).
         """
         ...
 
     async def read(self, partition: int, start: int | At = 0, *, end: int | None = None, limit: int = 1000) -> Page:
-        """Return up to `limit` records with start <= position < end. Sees all that was acknowledged before the call."""
+        """Return up to `limit` (at least 1) records with start <= position < end, in log order.
+
+        Sees all that was acknowledged before the call. A page may hold fewer than `limit` and yet have a `next`.
+        """
         ...
 
     async def read_workflow(self, correlation_id: str, *, after: int = 0, limit: int = 1000) -> Page:
         """Return records of the workflow, and its partition's own records, with position > after, in log order.
 
-        `next` of the page is what to pass as `after` for the next one.
+        Those of its own partition (`partition_of`): a stray elsewhere is not found. Sees all that was acknowledged
+        before the call. `next` of the page is what to pass as `after` for the next one; a page may be empty and yet
+        have a `next`.
         """
         ...
 
     async def read_at(self, partition: int, positions: Sequence[int]) -> list[Stored]:
-        """Return the records at these positions, ascending; a position without a record raises LogTruncated."""
+        """Return the records at these positions, ascending, each once; one without a record raises LogTruncated."""
         ...
 
     async def checkpoint(self, group: str, partition: int) -> Checkpoint | None:
-        """Return the group's checkpoint of the partition, or None. Anybody may read it."""
+        """Return the group's checkpoint of the partition, as last saved, or None. Anybody may read (and keep) it."""
         ...
 
     async def checkpoint_groups(self, partition: int) -> list[str]:
@@ -371,30 +439,34 @@ class Broker(Protocol):
         ...
 
     async def positions(self, kind: Literal["begin", "end", "committed"], group: str | None = None) -> dict[int, int]:
-        """Return a position per partition. begin: the first that can be read; end: above the last record;
-        committed: that of the group's checkpoint, + 1 (0 where it has none). A difference of these is a lag."""
+        """Return a position for each partition. begin: the first that can be read; end: above the last record (begin
+        where there is none); committed: that of the group's checkpoint, + 1 (0 where it has none). A difference of
+        these is a lag. Sees all that was acknowledged before the call."""
         ...
 
     async def announce(self, presence: Presence, *, ttl: float = 8.0) -> None:
-        """Tell who is alive; holds for `ttl` seconds. Replaces what the member told before."""
+        """Tell who is alive; holds for `ttl` seconds. Replaces what the member told before. Not in the log."""
         ...
 
     async def withdraw(self, member: str) -> None:
-        """The member is gone, by its own word."""
+        """The member is gone, by its own word. No error for one that nobody knows."""
         ...
 
     async def members(self, group: str | None = None, *, gone: bool = False) -> list[Member]:
-        """Return who is alive; with `gone` also who was (as long as the broker remembers)."""
+        """Return who is alive, of one group or of all; with `gone` also who was (as long as the broker remembers)."""
         ...
 
     async def notify(self, address: str, hint: bytes) -> None:
-        """Send a hint (at most 1 KiB). Never raises for a listener that is gone."""
+        """Send a hint: any bytes, up to `MAX_HINT`; more raise ValueError. Not in the log.
+
+        Never raises for a listener that is gone, or an address that never was. May be lost.
+        """
         ...
 
     def listen(self) -> AbstractAsyncContextManager[Listener]:
-        """Open an address at which hints arrive."""
+        """Open an address, another one each time, at which hints arrive until the `async with` ends."""
         ...
 
     async def health(self) -> Health:
-        """Look at the log and its settings; never changes anything."""
+        """Look at the log and its settings; never changes anything, and says what is wrong rather than raising."""
         ...

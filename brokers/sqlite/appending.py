@@ -10,7 +10,7 @@ from typing import TypeVar
 from ...bus.broker import Appended, Conflict, Duplicate, Fence, Fenced, Item, LogMeta, Result, Stored
 from ...bus.errors import TooLarge
 from .leases import current_epoch
-from .schema import MASK, SHIFT, id_hash, key_hash
+from .schema import MASK, SHIFT, id_hash, key_hash, place
 
 T = TypeVar("T")
 COLUMNS = "(?, ?, ?, ?, ?, ?)"
@@ -65,6 +65,8 @@ def check(meta: LogMeta, partition: int, values: Sequence[bytes]) -> int:
         raise ValueError(f"partition {partition}: the log has {meta.partitions}, counted from 0")
     whole = 0
     for value in values:
+        if type(value) is not bytes:
+            raise TypeError(f"a record is bytes, not {type(value).__name__}")
         size = len(value)
         if size > meta.max_record:
             raise TooLarge(f"a record of {size} bytes, the log takes {meta.max_record}", remedy="send less")
@@ -80,7 +82,8 @@ class Append:
     def __init__(self, tails: Tails, items: Sequence[Item], fence: Fence | None, now: float) -> None:
         self.tails, self.items, self.fence, self.now = tails, items, fence, now
         self.hashes = [
-            (key_hash(item.partition, item.key), [id_hash(item.key, r.id) for r in item.records]) for item in items
+            (key_hash(item.partition, item.key), [id_hash(item.partition, item.key, r.id) for r in item.records])
+            for item in items
         ]
 
     def __call__(self, db: sqlite3.Connection) -> list[Result]:
@@ -178,7 +181,7 @@ def _last_after(db: sqlite3.Connection, item: Item, hash: int) -> int | None:
     """Return the position of the key's last record, if it is later than the writer saw."""
     (at,) = db.execute(
         "SELECT max(at) FROM records INDEXED BY by_key WHERE hash = ? AND at > ? AND at < ? AND key IS ?",
-        (hash, item.partition << SHIFT | (item.after or 0), (item.partition + 1) << SHIFT, item.key),
+        (hash, place(item.partition, item.after or 0), (item.partition + 1) << SHIFT, item.key),
     ).fetchone()
     return None if at is None else at & MASK
 

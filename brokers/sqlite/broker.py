@@ -13,6 +13,7 @@ from urllib.parse import parse_qs, quote, unquote, urlsplit
 
 from ...bus.broker import (
     ANY_LOG,
+    MAX_HINT,
     At,
     Broker,
     Capabilities,
@@ -96,6 +97,7 @@ class SqliteBroker:
         self._subscriptions: dict[SqliteSubscription, bool] = {}
         self._loop: asyncio.AbstractEventLoop | None = None
         self._closed = False
+        self._pid = os.getpid()
 
     @property
     def meta(self) -> LogMeta:
@@ -111,7 +113,7 @@ class SqliteBroker:
         await self.aclose()
 
     async def aclose(self) -> None:
-        if self._closed:
+        if self._closed or os.getpid() != self._pid:
             return
         self._closed = True
         async with contextlib.AsyncExitStack() as last:  # each is closed, whatever happens to the others
@@ -120,6 +122,8 @@ class SqliteBroker:
             last.push_async_callback(self.readers.aclose)
             last.push_async_callback(asyncio.to_thread, self._tidy.close)
             last.push_async_callback(self.writer.aclose)
+            for sub in self._subscriptions:
+                last.push_async_callback(self._part, sub)
 
     async def ensure_log(self, spec: LogSpec = ANY_LOG, *, create: bool = True) -> LogMeta:
         self._loop = asyncio.get_running_loop()
@@ -231,23 +235,31 @@ class SqliteBroker:
         self, group: str, member: str, *, partitions: Collection[int] | None = None, lease: float = 8.0,
         stall_limit: float = 30.0,
     ) -> AsyncIterator[SqliteSubscription]:  # fmt: skip
+        partitions_of_log = self.meta.partitions
         sub = SqliteSubscription(self, group)
         sub.keeper = keeper = Keeper(
-            self.path, group, member, self.meta.partitions, None if partitions is None else frozenset(partitions),
+            self.path, group, member, partitions_of_log, None if partitions is None else frozenset(partitions),
             lease=lease, stall_limit=max(stall_limit, 3 * lease), patience=self._patience, tell=sub.tell,
             on_stall=self._on_stall, ring=lambda: self._tell(MEMBERS),
         )  # fmt: skip
         if self._ear is None and self._bell is not None:
             self._ear = self._bell.open("d", self._heard)
         self._subscriptions[sub] = True
+        joining = asyncio.create_task(asyncio.to_thread(keeper.join))
         try:
-            await asyncio.to_thread(keeper.join)
+            await asyncio.shield(joining)  # it goes on when this is cancelled, so it must be waited for
             yield sub
         finally:
-            alive = self._subscriptions.pop(sub)
-            await asyncio.to_thread(keeper.stop)
-            if alive:
-                await self._leave(keeper)
+            keeper.halt()
+            await asyncio.wait([joining])
+            await self._part(sub)
+
+    async def _part(self, sub: SqliteSubscription) -> None:
+        """Leave the group, unless it has been left."""
+        alive = self._subscriptions.pop(sub, False)
+        await asyncio.to_thread(sub.keeper.stop)
+        if alive:
+            await self._leave(sub.keeper)
 
     async def _leave(self, keeper: Keeper) -> None:
         try:
@@ -280,6 +292,8 @@ class SqliteBroker:
         return await self.readers.run(lambda db: presences.read(db, group, gone, now))
 
     async def notify(self, address: str, hint: bytes) -> None:
+        if len(hint) > MAX_HINT:
+            raise ValueError(f"a hint of {len(hint)} bytes, at most {MAX_HINT}")
         if self._bell is not None:
             self._bell.notify(address, hint)
 

@@ -48,6 +48,8 @@ def translated(path: str) -> Iterator[None]:
     try:
         yield
     except sqlite3.Error as error:
+        if "binding parameter" in str(error):
+            raise TypeError(f"a value that cannot be stored: {error}") from error
         raise translate(error, path) from error
 
 
@@ -132,6 +134,12 @@ def same_file(path: str, opened: tuple[int, int]) -> None:
     """What is written to a file that has been removed would be lost. Raises LogMissing."""
     if identity(path) != opened:
         raise LogMissing(f"{path} was replaced while it was open: stop what uses it, then start again")
+
+
+def same_process(pid: int, path: str) -> None:
+    """The threads that serve a broker are not there in a process that was forked from its own. Raises ConfigError."""
+    if os.getpid() != pid:
+        raise ConfigError(f"{path} was opened before this process was forked (by {pid}): open it again, here")
 
 
 def network_mount(path: str) -> str | None:

@@ -14,12 +14,13 @@ from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 
+from ...bus.broker import MAX_HINT
+
 log = logging.getLogger("refold.sqlite")
 
 COMMIT = b"c"
 MEMBERS = b"m"
 ADDRESS = re.compile(r"[a-z]-[0-9]+-[0-9a-f]+")
-MAX_HINT = 1024
 MAX_UNSENT = 10_000
 AGAIN = 0.002
 GIVE_UP = 5.0
@@ -95,11 +96,11 @@ class Doorbell:
             return
         own = self._own.get(address)
         if own is not None:
-            own.hear(hint[:MAX_HINT])
+            own.hear(hint)
         elif address in self._unsent:
-            self._unsent[address].hints.append(hint[:MAX_HINT])
-        elif not self.send(address, hint[:MAX_HINT]):
-            self._unsent[address] = unsent = Unsent(hint[:MAX_HINT])
+            self._unsent[address].hints.append(hint)
+        elif not self.send(address, hint):
+            self._unsent[address] = unsent = Unsent(hint)
             asyncio.get_running_loop().call_later(unsent.wait, self._send_again, address)
 
     def _send_again(self, address: str) -> None:

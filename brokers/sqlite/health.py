@@ -49,7 +49,10 @@ def _file_system(path: str) -> Check:
 
 
 def _space(path: str) -> Check:
-    free = shutil.disk_usage(os.path.dirname(os.path.abspath(path))).free
+    try:
+        free = shutil.disk_usage(os.path.dirname(os.path.abspath(path))).free
+    except OSError as error:
+        return ("space", False, str(error), "the folder of the log is gone")
     return ("space", free > LITTLE, f"{free // 2**20} MiB free", "free some space: appends fail when there is none")
 
 

@@ -12,8 +12,6 @@ import time
 import traceback
 from collections.abc import Callable
 
-import psutil
-
 from ...bus.broker import Assigned, Event, Lost, Revoked
 from ...bus.errors import ConfigError, RefoldError
 from . import leases
@@ -55,7 +53,7 @@ class Keeper:
         self._looked = time.monotonic()
         self._wake = threading.Event()
         self._stop = threading.Event()
-        self._me = Peer(member, self.token, 1, os.getpid(), psutil.Process().create_time(), leases.place(), wanted)
+        self._me = Peer(member, self.token, 1, os.getpid(), leases.started(os.getpid()) or 0.0, leases.place(), wanted)
         self._thread = threading.Thread(target=self._keep, name="refold-lease", daemon=True)
 
     # ---- called by the subscription ----------------------------------------------------------------------------------
@@ -75,10 +73,14 @@ class Keeper:
         """Look at the group at once."""
         self._wake.set()
 
-    def stop(self) -> None:
-        """End the thread, releasing nothing. Blocks for a moment."""
+    def halt(self) -> None:
+        """Renew and claim nothing more."""
         self._stop.set()
         self._wake.set()
+
+    def stop(self) -> None:
+        """End the thread, releasing nothing. Blocks for a moment."""
+        self.halt()
         if self._thread.is_alive():
             self._thread.join()
 
@@ -125,7 +127,11 @@ class Keeper:
             self._stalled(now)
             return
         if now - self.renewed >= self.lease / 4:
-            self._lose(transact(db, self.path, self.lease / 2, lambda: self._renew(db)))
+            try:
+                self._lose(transact(db, self.path, self.lease / 2, lambda: self._renew(db)))
+            except ConfigError:  # another process has joined under this name, when this one was taken for dead
+                self._lose(leases.read(db, self.group).leases)
+                raise
             self.renewed = now
         self._look(db)
 
@@ -165,6 +171,9 @@ class Keeper:
                 self._tell(Revoked(partition, held[partition]))
         if todo.claim:
             self._claim(db, seen, todo.claim)
+        if todo.forgotten:  # a release, or what came of a claim, was lost with the lock or the disk
+            transact(db, self.path, self.patience, lambda: self._give_back(db, todo.forgotten))
+            self._ring()
         owners = {lease.owner for lease in seen.leases.values()}
         dead = [p for p in seen.peers if p.token not in live and p.token not in owners]
         if dead:
@@ -176,6 +185,10 @@ class Keeper:
             with self._lock:
                 self.held = {**self.held, lease.partition: lease.epoch}
             self._tell(Assigned(lease.partition, lease.epoch, after_death=not lease.released))
+
+    def _give_back(self, db: sqlite3.Connection, forgotten: list[Lease]) -> None:
+        for lease in forgotten:
+            leases.release(db, self.group, self.token, lease.partition, lease.epoch)
 
     def _bury(self, db: sqlite3.Connection, dead: list[Peer]) -> None:
         for peer in dead:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 import socket
 import sqlite3
+import sys
 from collections import Counter
 from collections.abc import Collection, Mapping
+from pathlib import Path
 from typing import NamedTuple
 
 import psutil
@@ -44,11 +46,13 @@ class View(NamedTuple):
 
 
 class Plan(NamedTuple):
-    """What a member should do now: claim these, give up those; `lost` are held by somebody else already."""
+    """What a member should do now: claim these, give up those; `lost` are held by somebody else already, and of the
+    `forgotten` only the rows say that they are its own."""
 
     claim: list[int]
     revoke: list[int]
     lost: list[int]
+    forgotten: list[Lease] = []
 
 
 def read(db: sqlite3.Connection, group: str) -> View:
@@ -88,8 +92,9 @@ def plan(
     """Decide from the rows. `held` is what `me` believes to own (partition -> epoch), `live` the members that are alive
     and what they want; members are meant by their tokens. Pure: the same rows give the same plan."""
     lost = [p for p, epoch in held.items() if not is_mine(leases.get(p), me, epoch)]
+    forgotten = [x for p, x in leases.items() if is_mine(x, me, x.epoch) and held.get(p) != x.epoch]
     if me not in live:
-        return Plan([], [], lost)
+        return Plan([], [], lost, forgotten)
     kept = {p for p in held if p not in lost}
     quota = quotas(partitions, live)
     has = Counter(lease.owner for lease in leases.values() if not lease.released)
@@ -99,7 +104,7 @@ def plan(
     claim += [p for p in free if p not in claim and not any(_takes(live[m], p) for m in needy)]
     surplus = sorted(p for p in kept.difference(revoking) if any(_takes(live[m], p) for m in needy))
     excess = len(kept.difference(revoking)) - quota[me]
-    return Plan(claim, surplus[-excess:] if excess > 0 else [], lost)
+    return Plan(claim, surplus[-excess:] if excess > 0 else [], lost, forgotten)
 
 
 def quotas(partitions: int, live: Mapping[str, Wanted]) -> dict[str, int]:
@@ -180,13 +185,29 @@ def place() -> str:
         return socket.gethostname()
 
 
-def is_running(pid: int, started: float) -> bool:
-    """The process is there, and is the one that it was (pids are used again)."""
+def started(pid: int) -> float | None:
+    """Return a number that tells the process from others that had its pid; None where it runs no more.
+
+    On Linux these are clock ticks since the host has booted: a time of day would change when the clock is set.
+    """
+    try:
+        after_name = Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()
+        return None if after_name[0] in "ZX" else float(after_name[19])  # state and starttime, see proc(5)
+    except FileNotFoundError:
+        if sys.platform == "linux" and Path("/proc/self/stat").exists():
+            return None
+    except (OSError, IndexError):
+        pass
     try:
         process = psutil.Process(pid)
-        same = bool(abs(process.create_time() - started) < 1.0)
-        return same and process.status() != psutil.STATUS_ZOMBIE
+        return None if process.status() == psutil.STATUS_ZOMBIE else process.create_time()
     except psutil.NoSuchProcess:
-        return False
+        return None
+
+
+def is_running(pid: int, since: float) -> bool:
+    """The process is there, and is the one that it was (pids are used again)."""
+    try:
+        return started(pid) == since
     except psutil.AccessDenied:
         return True

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import sqlite3
 from collections.abc import Awaitable, Callable, Sequence
 from typing import TypeVar
@@ -12,8 +13,8 @@ import aiosqlite
 
 from ...bus.broker import At, Page, Stored
 from ...bus.errors import BrokerUnavailable, LogTruncated
-from .connection import connect, same_file, translated
-from .schema import MASK, SHIFT, key_hash
+from .connection import connect, same_file, same_process, translated
+from .schema import MASK, SHIFT, key_hash, place
 
 T = TypeVar("T")
 
@@ -35,6 +36,7 @@ class Readers:
     def __init__(self, path: str) -> None:
         self._path = path
         self._opened = (0, 0)
+        self._pid = os.getpid()
         self._free: list[aiosqlite.Connection] = []
         self._all: list[aiosqlite.Connection] = []
         self._places = asyncio.Semaphore(READERS)
@@ -46,6 +48,7 @@ class Readers:
 
     async def run(self, query: Callable[[sqlite3.Connection], T]) -> T:
         """Run a query in a connection's thread. It must not leave a cursor open: that would hold the log's tail."""
+        same_process(self._pid, self._path)
         with translated(self._path):
             async with self._places:
                 if self._closed:
@@ -82,10 +85,10 @@ class Readers:
 
 def page(db: sqlite3.Connection, partition: int, start: int, end: int | None, limit: int) -> Page:
     """Return records with start <= position < end."""
-    top = (partition + 1) << SHIFT if end is None else partition << SHIFT | max(end, 0)
+    top = (partition + 1) << SHIFT if end is None or end > MASK else place(partition, end)
     out: list[Stored] = []
     size = 0
-    with contextlib.closing(db.execute(RANGE, (partition << SHIFT | max(start, 1), top, limit + 1))) as rows:
+    with contextlib.closing(db.execute(RANGE, (place(partition, max(start, 1)), top, limit + 1))) as rows:
         for at, key, value, time in rows:
             if len(out) == limit or size > PAGE_BYTES:
                 return Page(out, at & MASK)
@@ -106,7 +109,7 @@ def page_from_time(db: sqlite3.Connection, partition: int, start: At, end: int |
 
 def page_of_workflow(db: sqlite3.Connection, partition: int, key: str, after: int, limit: int) -> Page:
     """Return records of a workflow and its partition's own, with position > after."""
-    args = (key_hash(partition, key), key_hash(partition, None), partition << SHIFT | after, (partition + 1) << SHIFT)
+    args = (key_hash(partition, key), key_hash(partition, None), place(partition, after), (partition + 1) << SHIFT)
     out: list[Stored] = []
     last, size = after, 0
     with contextlib.closing(db.execute(OF_WORKFLOW, (*args, limit + 1))) as rows:
@@ -124,7 +127,7 @@ def records_at(db: sqlite3.Connection, path: str, partition: int, positions: Seq
     """Return the records at these positions, ascending. Raises LogTruncated."""
     out: list[Stored] = []
     for position in sorted(set(positions)):
-        at = partition << SHIFT | position
+        at = place(partition, position)
         row = db.execute("SELECT key, value, time FROM records WHERE at = ?", (at,)).fetchone()
         if row is None or not 0 < position <= MASK:
             raise LogTruncated(f"partition {partition} of {path} holds no record at {position}")

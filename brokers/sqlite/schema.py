@@ -45,6 +45,11 @@ META: dict[str, type | tuple[type, ...]] = {
 }  # fmt: skip
 
 
+def place(partition: int, position: int) -> int:
+    """Return the rowid of a position, or the nearest that the partition has."""
+    return partition << SHIFT | min(max(position, 0), MASK)
+
+
 @lru_cache(maxsize=65536)
 def key_hash(partition: int, key: str | None) -> int:
     """Return what a workflow's records are found by; a partition's own have its number.
@@ -61,9 +66,9 @@ def key_hash(partition: int, key: str | None) -> int:
     return digest
 
 
-def id_hash(key: str | None, id: str) -> bytes:
-    """Return 16 bytes that stand for a record's id under its key."""
-    return blake2b(f"{key or ''}\0{id}".encode(), digest_size=16).digest()
+def id_hash(partition: int, key: str | None, id: str) -> bytes:
+    """Return 16 bytes that stand for a record's id under its key in its partition."""
+    return blake2b(f"{partition}\0{key or ''}\0{id}".encode(), digest_size=16).digest()
 
 
 def create(db: sqlite3.Connection, spec: LogSpec, now: float) -> None:

@@ -80,7 +80,14 @@ class SqliteSubscription:
         while True:
             self._news.clear()
             out = self._take_events()
-            out += await self._records(max_records) if self._look or max_wait <= 0 else self._take_fresh(max_records)
+            try:
+                if self._look or max_wait <= 0:
+                    out += await self._records(max_records)
+                else:
+                    out += self._take_fresh(max_records)
+            except BaseException:
+                self._events[:0] = out
+                raise
             left = until - self._loop.time()
             if out or left <= 0:
                 return out
@@ -96,6 +103,7 @@ class SqliteSubscription:
             if isinstance(event, Assigned):
                 self._epochs[event.partition] = event.epoch
                 self._next.pop(event.partition, None)
+                self._paused.discard(event.partition)
                 self._drop_fresh(event.partition)
             elif isinstance(event, Lost):
                 self._forget(event.partition)
@@ -162,6 +170,8 @@ class SqliteSubscription:
         return out
 
     def seek(self, partition: int, position: int) -> None:
+        if partition not in self._epochs:
+            return
         self._next[partition] = max(position, 1)
         self._drop_fresh(partition)
         self._look_again()

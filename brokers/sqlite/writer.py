@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import sqlite3
 from collections import deque
 from collections.abc import Callable
@@ -11,8 +12,8 @@ from concurrent.futures import ThreadPoolExecutor
 from itertools import groupby
 from typing import Any, NamedTuple, TypeVar
 
-from ...bus.errors import BrokerUnavailable, LogFull, LogLocked, Overloaded
-from .connection import connect, same_file, transact, translated
+from ...bus.errors import BrokerUnavailable, LogFull, LogLocked, Overloaded, RefoldError
+from .connection import connect, same_file, same_process, transact, translated
 
 T = TypeVar("T")
 Job = Callable[[sqlite3.Connection], Any]
@@ -31,6 +32,12 @@ class Request(NamedTuple):
     size: int
     word: bytes
     done: asyncio.Future[Any]
+
+
+class Failed(NamedTuple):
+    """What came of a job that could not be carried out."""
+
+    error: Exception
 
 
 def carry_out(db: sqlite3.Connection, jobs: list[Job]) -> list[Any]:
@@ -55,6 +62,7 @@ class Writer:
         self._path, self._synchronous, self._patience = path, synchronous, patience
         self._begun, self._committed = begun, committed
         self._opened = (0, 0)
+        self._pid = os.getpid()
         self._queue: deque[Request] = deque()
         self._queued = 0
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="refold-sqlite-writer")
@@ -68,6 +76,7 @@ class Writer:
 
     async def do(self, job: Callable[[sqlite3.Connection], T], size: int = 0, word: bytes = b"") -> T:
         """Run a job in a transaction and return its result; durable then. A cancelled call is still carried out."""
+        same_process(self._pid, self._path)
         if self._closed:
             raise BrokerUnavailable(f"{self._path} is closed")
         if self._queued > MAX_QUEUE_BYTES or len(self._queue) >= MAX_QUEUE_JOBS:
@@ -100,10 +109,31 @@ class Writer:
                         request.done.set_exception(error)
             else:
                 for request, result in zip(batch, results, strict=True):
-                    if not request.done.done():
+                    if request.done.done():
+                        continue
+                    if isinstance(result, Failed):
+                        request.done.set_exception(result.error)
+                    else:
                         request.done.set_result(result)
 
     def _commit(self, batch: list[Request]) -> list[Any]:
+        """Carry out a batch; where a job of it is wrong, each alone, so that it harms no other."""
+        try:
+            return self._transact(batch)
+        except RefoldError:
+            raise
+        except Exception:
+            if len(batch) == 1:
+                raise
+            return [self._alone(request) for request in batch]
+
+    def _alone(self, request: Request) -> Any:
+        try:
+            return self._transact([request])[0]
+        except Exception as error:  # noqa: BLE001 - its caller gets it
+            return Failed(error)
+
+    def _transact(self, batch: list[Request]) -> list[Any]:
         with translated(self._path):
             if self._db is None:
                 self._db = connect(self._path, synchronous=self._synchronous)
