@@ -106,7 +106,8 @@ class Agent:
             self.name, kind, function, self.timeout if timeout is None else timeout, retry or self.retry
         )
         try:
-            function.__refold__ = self.handlers[kind]  # type: ignore[attr-defined]
+            if kind == kinds.TASK_REQUEST or handler_of(function) is None:  # one for both is a target by its requests
+                function.__refold__ = self.handlers[kind]  # type: ignore[attr-defined]
         except AttributeError:
             raise HandlerError(f"{function!r} cannot be a handler: decorate a plain function") from None
         return function
@@ -165,3 +166,14 @@ def name_of(target: object) -> str:
     if handler is None:
         raise HandlerError(f"{target!r} is no target: pass an agent's name, an Agent, or a handler of one")
     return handler.agent
+
+
+def asked_of(target: object) -> str:
+    """Return the agent that the target of a request means. Raises HandlerError where it handles no requests."""
+    handler = handler_of(target)
+    if handler is not None and handler.kind != kinds.TASK_REQUEST:
+        raise HandlerError(
+            f"{handler.function.__qualname__} handles {handler.kind!r} and no requests: send it a message with "
+            f"kind={handler.kind!r}, or ask a handler under on_task"
+        )
+    return name_of(target)

@@ -180,9 +180,13 @@ def value_of(call: Call, kind: str, raw: bytes) -> Any:
 def _failed_request(call: RequestCall, kind: str, raw: bytes) -> Failure:
     record = codec.decode(raw)
     if kind == kinds.TIMER_FIRED:
-        text = f"{call.receiver!r} did not answer within {call.timeout} s"
-        return RequestExpired(text, agent=call.receiver, kind=kind)
+        late = "before the deadline" if call.timeout is None else f"within {call.timeout} s"
+        return RequestExpired(f"{call.receiver!r} did not answer {late}", agent=call.receiver, kind=kind)
     error = getattr(record.fact, "error", "")
+    if kind in (kinds.CANCELLED, kinds.DISCARDED):
+        by, why = getattr(record.fact, "actor", ""), getattr(record.fact, "reason", "")
+        text = f"the request to {call.receiver!r} was {kind}{by and f' by {by}'}{why and f': {why}'}"
+        return AgentError(text, agent=call.receiver, error=error, kind=kind)
     said = record.payload if isinstance(record.payload, str) else codec.canonical(record.payload).decode()
     what = {kinds.ERROR_REPORT: "answered with an error", kinds.EXPIRED: "let the request expire"}.get(kind, kind)
     return AgentError(f"{call.receiver!r} {what}: {said}", agent=call.receiver, error=error, kind=kind)

@@ -21,7 +21,7 @@ from ..projections.follow import Follower
 from ..projections.status import Report, report
 from ..projections.verdict import Verdict
 from ..projections.view import Request
-from .agent import Agent, AsyncHandler, PlainHandler, handler_of, name_of
+from .agent import Agent, AsyncHandler, PlainHandler, asked_of, handler_of, name_of
 from .calls import ADDRESS, RequestCall, check_kind, value_of
 from .patience import why_no_answer
 
@@ -142,7 +142,7 @@ class MessageBus(Sender):
         Raises WorkflowExists where the id belongs to a workflow that was started otherwise.
         """
         message = AgentMessage.request(
-            name_of(target), payload, sender=self.sender, correlation_id=id or self.source.new_id(),
+            asked_of(target), payload, sender=self.sender, correlation_id=self.source.new_id() if id is None else id,
             id=self.source.new_id(), timestamp=self.clock.now(), priority=priority, ttl=ttl,
             expected=Expected(version=0) if id is not None else None, headers=self._hints.headers(),
         )  # fmt: skip
@@ -186,7 +186,7 @@ class MessageBus(Sender):
         check_kind(kind, "send")
         message = AgentMessage(
             id=self.source.new_id(), sender_id=self.sender, receiver_id=name_of(target), message_type=kind,
-            payload=payload, correlation_id=id or self.source.new_id(), timestamp=self.clock.now(),
+            payload=payload, correlation_id=self.source.new_id() if id is None else id, timestamp=self.clock.now(),
             priority=priority, ttl=ttl,
         )  # fmt: skip
         await self.send_message(message)

@@ -11,7 +11,7 @@ from typing import Any, Generic, TypeVar, cast, overload
 from ..bus import codec, ids, kinds
 from ..bus.errors import HandlerError, NeedsAsyncHandler, YourBug
 from ..bus.message import AgentMessage
-from .agent import Agent, AsyncHandler, Handler, PlainHandler, handler_of, name_of
+from .agent import Agent, AsyncHandler, Handler, PlainHandler, asked_of, handler_of, name_of
 from .branches import discard
 from .calls import KEY, Call, OutputCall, RequestCall, TimerCall, check_kind, digest_of, effect_call
 from .retry import RetryPolicy
@@ -293,7 +293,7 @@ class Context(Facts):
 
     def forward(self, target: Target, payload: Any = None) -> Forward:
         """`return ctx.forward(target, payload)`: the target answers in this handler's place."""
-        return Forward(name_of(target), codec.to_json(payload))
+        return Forward(asked_of(target), codec.to_json(payload))
 
     def _ask(
         self, target: Any, payload: Any, timeout: float | None, priority: int | None, returns: Any, *, child: bool
@@ -301,7 +301,7 @@ class Context(Facts):
         handler: Handler | None = handler_of(target)
         if returns is None:
             returns = handler.result_type if handler is not None else Any
-        receiver, value = name_of(target), codec.to_json(payload)
+        receiver, value = asked_of(target), codec.to_json(payload)
         if receiver == "*":
             raise HandlerError("a request needs one agent to answer it; '*' is for ctx.send")
         digest = digest_of(receiver, value)

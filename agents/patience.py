@@ -7,6 +7,7 @@ from difflib import get_close_matches
 from ..bus.broker import Broker, Member
 from ..bus.errors import AgentUnavailable, NoSuchAgent, RequestTimeout
 from ..projections.follow import Follower
+from ..projections.status import Wait, waits_of
 
 
 async def why_no_answer(broker: Broker, follower: Follower, request_id: str, waited: float) -> RequestTimeout:
@@ -52,8 +53,16 @@ def _progress(follower: Follower, agent: str, request_id: str) -> str:
         return f"{agent!r} has recorded nothing yet (queued, or in its first step)"
     if h.parked:
         return f"{agent!r} is parked: {h.parked}"
+    waits = [_wait(w) for w in waits_of(follower.workflow.view, h)]
+    if waits:
+        return f"{agent!r} waits for {' and '.join(waits)}"
     done = sum(1 for st in h.steps.values() if st.settled)
     return f"{agent!r} is running, attempt {h.tries + 1}, {done} steps recorded"
+
+
+def _wait(w: Wait) -> str:
+    targets = {"request": f"the answer of {w.target!r}", "message": f"a message {w.target!r}", "timer": "the time"}
+    return targets.get(w.what, "a retry")
 
 
 def _ago(seconds: float) -> str:

@@ -339,6 +339,59 @@ def test_handlers_that_cannot_be_registered():
     assert problems == snapshot(["HandlerError: handler 'test_handlers_that_cannot_be_registered.<locals>.three' of agent 'a' takes 3 parameters; write (ctx, payload), or (payload)", "HandlerError: handler 'test_handlers_that_cannot_be_registered.<locals>.generator' of agent 'a' is a generator; a handler returns its one answer", "HandlerError: handler 'test_handlers_that_cannot_be_registered.<locals>.unknown' of agent 'a': its annotation names what is not defined where it is: name 'Nowhere' is not defined", "HandlerError: agent 'a': 'effect_completed' is a kind that refold keeps for itself; choose another", "HandlerError: agent 'a': requests are handled by @agent.on_task", "HandlerError: agent 'a' handles 'task_request' already, in test_handlers_that_cannot_be_registered.<locals>.fine", "HandlerError: agent name 'my agent': use 1 to 128 printable ASCII characters without spaces, not '*'"])
 
 
+def test_a_handler_of_notifications_that_is_asked(go):
+    agent = Agent("a")
+
+    @agent.on("note")
+    async def note(ctx: Context, text: str) -> None: ...
+
+    async def main() -> None:
+        async with run(agent) as bus:
+            await bus.request(note, "hello")
+
+    with pytest.raises(RefoldError) as caught:
+        go(main())
+    assert str(caught.value).replace(f"{note.__qualname__} ", "note ") == snapshot("note handles 'note' and no requests: send it a message with kind='note', or ask a handler under on_task")
+
+
+def test_an_empty_id(go):
+    async def main() -> None:
+        async with run(Agent("a")) as bus:
+            await bus.start("a", 1, id="")
+
+    with pytest.raises(RefoldError) as caught:
+        go(main())
+    assert str(caught.value) == snapshot("$.correlation_id: '' is no id; use 1 to 128 printable ASCII characters, no spaces")
+
+
+def test_an_answer_that_waits_for_a_person_and_is_cancelled(go, until):
+    agent = Agent("a")
+
+    @agent.on_task
+    async def handle(ctx: Context, _: None) -> object:
+        return await ctx.receive("approval")
+
+    async def main() -> str:
+        async with run(agent) as bus:
+            handle = await bus.start("a", id="w")
+
+            async def waits() -> bool:
+                return (await handle.status()).status is Status.WAITING
+
+            await until(waits)
+            with pytest.raises(RefoldError) as late:
+                await handle.result(0)
+            await handle.cancel("the order was a mistake")
+            with pytest.raises(RefoldError) as cancelled:
+                await handle.result(20)
+        return "\n".join(f"{type(e.value).__name__}: {e.value}" for e in (late, cancelled))
+
+    assert go(main()) == snapshot("""\
+RequestTimeout: no answer within 0 s: 'a' waits for a message 'approval'. The request stays in the log: attach with `await bus.attach('w')` or `refold show w`, cancel with `refold cancel w`
+AgentError: the request to 'a' was cancelled by client: the order was a mistake\
+""")
+
+
 def test_an_agent_that_does_not_run_now(go, here):
     agent = Agent("writer")
 
