@@ -1,5 +1,5 @@
 # Each target makes the virtual environment that it needs; nothing is installed elsewhere. PYTHON=... picks an interpreter.
-.PHONY: help test test-all check demo dev clean
+.PHONY: help test test-all check demo picture dev clean
 VENV := $(CURDIR)/.venv
 CHECK := $(CURDIR)/.venv-check
 DEV := $(CURDIR)/.venv-dev
@@ -24,6 +24,10 @@ check: ## ruff, import-linter, mypy and pyright, on what ships
 demo: ## the main job: processes review Python code, one of them is killed (ARGS=folder)
 	@scripts/venv.sh $(VENV) editable test
 	$(VENV)/bin/refold demo $(ARGS)
+
+picture: ## make docs/demo.svg again, from a run of the demo
+	@scripts/venv.sh $(VENV) editable test
+	$(VENV)/bin/refold demo --svg docs/demo.svg
 
 dev: ## an environment for editors; again after adding a file
 	@scripts/venv.sh $(DEV) strict test check
