@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 from msgspec import Struct, field
@@ -22,6 +22,7 @@ from .view import Listeners
 from .workflow import NeedsHistory, Workflow
 
 RECENT = 256
+NOTHING: Sequence[str] = ()
 
 
 class Ownership(Struct, gc=False, array_like=True):
@@ -88,13 +89,15 @@ class PartitionFold:
             self.position, self.last_id = stored.position, ""  # it cannot be an anchor
             return None
 
-    def missing(self, r: Envelope) -> list[str]:
+    def missing(self, r: Envelope) -> Sequence[str]:
         """Return the workflows whose earlier records must be read by key (`restore`) before `r` can be folded."""
+        if r.correlation_id in self.live and r.message_type not in (kinds.ROLLED_BACK, kinds.OWNER):
+            return NOTHING
         if isinstance(r.fact, facts.Owner):
             new = [agent for agent in r.fact.agents if agent not in self.listeners]
             waiting = dict.fromkeys(c for agent in new for c in self.unclaimed.get(agent, ()))
             return [c for c in waiting if c not in self.live and c not in self.entries and c not in self.recent]
-        return [r.correlation_id] if self._needs_history(r) else []
+        return [r.correlation_id] if self._needs_history(r) else NOTHING
 
     def _needs_history(self, r: Envelope) -> bool:
         correlation = r.correlation_id
@@ -128,14 +131,17 @@ class PartitionFold:
         if r.message_type in kinds.PARTITION:
             self._own(r, position)
             return Folded(position, r, Verdict.LEDGER, None, stored.value)
-        if self.is_stray(r):
-            self.strays[position] = None
-            return Folded(position, r, Verdict.MISPLACED, None, stored.value)
-        w = self.workflow(r.correlation_id)
+        w = self.live.get(r.correlation_id)
+        if w is None:
+            if self.is_stray(r):
+                self.strays[position] = None
+                return Folded(position, r, Verdict.MISPLACED, None, stored.value)
+            w = self.workflow(r.correlation_id)
         verdict = w.admit(r, position, self.listeners)
         self.changed.add(w.correlation)
-        for receiver in w.view.unclaimed:
-            self.unclaimed.setdefault(receiver, {})[w.correlation] = None
+        if w.view.unclaimed:
+            for receiver in w.view.unclaimed:
+                self.unclaimed.setdefault(receiver, {})[w.correlation] = None
         return Folded(position, r, verdict, w, stored.value)
 
     def workflow(self, correlation: str) -> Workflow:

@@ -61,7 +61,8 @@ class View(Struct, gc=False):
     # ---- questions -------------------------------------------------------------------------------------------------
     def handling(self, agent: str, message: str) -> Handling | None:
         """Return the handling, if the message obliges the agent or the agent has begun it."""
-        return self.handlings.get(message, {}).get(agent)
+        by_agent = self.handlings.get(message)
+        return by_agent.get(agent) if by_agent is not None else None
 
     def round_of(self, agent: str, message: str) -> int:
         """Return the current round of a handling (0 where there is none)."""
@@ -164,14 +165,16 @@ class View(Struct, gc=False):
         self._apply(entry.envelope, Entry(entry.id, entry.ref, entry.obliges, entry.envelope), None)
 
     def _apply(self, r: Envelope, entry: Entry, listeners: Listeners | None) -> None:
-        self.news, self.touched, self.released = [], [], []
+        if self.news or self.touched or self.released:
+            self.news, self.touched, self.released = [], [], []
         ref, kind = entry.ref, r.message_type
         self.path.append(entry)
         version = self.at[r.id] = len(self.path)
-        outside = is_outside(r)
-        self.inputs += outside
-        if outside and r.origin is None:
-            self.clients[r.sender_id] = None
+        outside = r.work is None and is_outside(r)
+        if outside:
+            self.inputs += 1
+            if r.origin is None:
+                self.clients[r.sender_id] = None
         if kind == kinds.TASK_REQUEST and r.in_reply_to is None:
             self._request(r, version, ref)
         elif r.in_reply_to is not None:
@@ -196,7 +199,13 @@ class View(Struct, gc=False):
         if r.work is not None and r.work.step and r.asked:
             q.asker, q.step = (r.sender_id, r.work.message), r.work.step
         if r.to is None and not self._redelivered(q):
-            self._oblige(r.receiver_id, input_of(r, version, ref))
+            expires = None if r.ttl is None else r.timestamp + r.ttl
+            h = Handling(
+                agent=r.receiver_id, message=r.id, version=version, ref=ref, kind=r.message_type, priority=r.priority,
+                inside=r.work is not None, expires=expires,
+            )  # fmt: skip
+            self.handlings[r.id] = {h.agent: h}
+            self._open(h)
 
     def _redelivered(self, q: Request) -> bool:
         """The same request of another workflow came again: its first copy is the one that is handled."""
@@ -253,9 +262,13 @@ class View(Struct, gc=False):
         self._open(h, order=order)
 
     def _open(self, h: Handling, *, order: bool = True) -> None:
-        last = next(reversed(self.open), None)
-        self.open[h.key] = None
-        self.agenda.setdefault(h.agent, {})[h.message] = None
+        last = next(reversed(self.open)) if self.open else None
+        self.open[h.agent, h.message] = None
+        agenda = self.agenda.get(h.agent)
+        if agenda is None:
+            self.agenda[h.agent] = {h.message: None}
+        else:
+            agenda[h.message] = None
         if order and last is not None and self._version(last) > h.version:
             self._order()
 
@@ -269,11 +282,11 @@ class View(Struct, gc=False):
             self.agenda.setdefault(agent, {})[message] = None
 
     def _shut(self, h: Handling) -> None:
-        if h.key not in self.open:
+        if self.open.pop((h.agent, h.message), self) is self:
             return
-        del self.open[h.key]
-        del self.agenda[h.agent][h.message]
-        if not self.agenda[h.agent]:
+        agenda = self.agenda[h.agent]
+        del agenda[h.message]
+        if not agenda:
             del self.agenda[h.agent]
 
     # ---- receiving -------------------------------------------------------------------------------------------------
@@ -327,7 +340,9 @@ class View(Struct, gc=False):
             h = Handling(agent=r.sender_id, message=w.message, version=self.at[w.message], ref=entry.ref)
             self.handlings.setdefault(w.message, {})[r.sender_id] = h
             self._open(h)
-        self._attempt(h, r)
+        h.begun = True
+        if r.message_type not in kinds.MESSAGES or h.starts or h.due is not None or h.parked:
+            self._attempt(h, r)
         if w.step:
             self._step(h, r, version, ref)
         if w.done:
@@ -338,7 +353,6 @@ class View(Struct, gc=False):
 
     def _attempt(self, h: Handling, r: Envelope) -> None:
         kind = r.message_type
-        h.begun = True
         if kind == kinds.ATTEMPT_STARTED:
             h.starts += 1
             h.lone_starts += isinstance(r.fact, facts.AttemptStarted) and r.fact.alone
@@ -403,7 +417,7 @@ class View(Struct, gc=False):
         """The handling is over: what it still waits for is given up."""
         h.closed, h.end = version, end
         self._shut(h)
-        for path in list(h.pending):
+        for path in list(h.pending) if h.pending else ():
             st = h.steps[path]
             if st.receives:
                 self._deafen(h, path)
@@ -435,8 +449,10 @@ class View(Struct, gc=False):
 
     def _end_sharers(self, q: Request, version: int, end: str) -> None:
         for request in (q.id, *q.sharers):
-            for h in list(self.handlings.get(request, {}).values()):
-                if not h.closed:
+            by_agent = self.handlings.get(request)
+            still_open = [h for h in by_agent.values() if not h.closed] if by_agent is not None else ()
+            for h in still_open:
+                if not h.closed:  # the end of another one may have ended it
                     self._end(h, version, f"request {end}")
 
     # ---- control ---------------------------------------------------------------------------------------------------

@@ -55,7 +55,7 @@ class Workflow(Struct, gc=False):
         """
         verdict = judge(self, r)
         known = r.id in self.verdicts
-        if r.message_type in kinds.OUTCOMES and not known and verdict is not Verdict.ADMITTED:
+        if verdict is not Verdict.ADMITTED and r.message_type in kinds.OUTCOMES and not known:
             verdict = Verdict.LEDGER
         if not self.first:
             self.first = position
@@ -64,14 +64,17 @@ class Workflow(Struct, gc=False):
         if known:
             return verdict
         self.verdicts[r.id] = verdict
-        self._count_attempt(r, verdict)
-        self._enter(r, verdict)
+        if r.work is not None:
+            self._count_attempt(r, verdict)
+        if r.fact is not None or r.to is not None or r.origin is not None:
+            self._enter(r, verdict)
         if verdict is Verdict.ADMITTED and isinstance(r.fact, facts.RolledBack):
             self._roll_back(r, r.fact, position, listeners)
         else:
             if verdict is Verdict.ADMITTED:
                 self.view.apply(r, (position, -1), listeners)
-            self._look_again(r, verdict)
+            if self.ledger.sent or self.ledger.effects:
+                self._look_again(r, verdict)
         return verdict
 
     def _count_attempt(self, r: Envelope, verdict: Verdict) -> None:
@@ -81,7 +84,7 @@ class Workflow(Struct, gc=False):
             self.attempts[key] = self.attempts.get(key, 0) + 1
 
     def _enter(self, r: Envelope, verdict: Verdict) -> None:
-        """The ledger reads every record."""
+        """The ledger reads every record; one without fact, `to` and origin has nothing for it."""
         ledger, fact = self.ledger, r.fact
         if verdict in (Verdict.ADMITTED, Verdict.LEDGER):
             if isinstance(fact, facts.Compensation):
