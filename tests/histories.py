@@ -44,13 +44,18 @@ class Appended(NamedTuple):
 
 
 Event = Claimed | Appended
+Watch = Callable[[Event, str | None], None]
 
 
 class Story:
-    """Plays moves and keeps what came of them. Stops by itself when the tape ends."""
+    """Plays moves and keeps what came of them. Stops by itself when the tape ends.
 
-    def __init__(self) -> None:
+    `watch` is called after each event, with the model's verdict (None after a claim).
+    """
+
+    def __init__(self, watch: Watch | None = None) -> None:
         self.model = Model()
+        self.watch: Watch = watch or (lambda event, verdict: None)
         self.events: list[Event] = []
         self.listeners: Listeners = {}
         self.held: list[AgentMessage] = []
@@ -93,8 +98,16 @@ class Story:
         raw = codec.encode(message)
         self.written.append(message)
         self.count += 1
-        self.events.append(Appended(self.count, raw, dict(self.listeners)))
-        self.model.admit(raw, self.listeners)
+        event = Appended(self.count, raw, dict(self.listeners))
+        self.events.append(event)
+        self.watch(event, self.model.admit(raw, self.listeners))
+
+    def claim(self, agent: str, wanted: tuple[str, ...]) -> None:
+        """An `owner` record names an agent that did not listen."""
+        event = Claimed(agent, wanted)
+        self.events.append(event)
+        self.model.claim(agent, wanted)
+        self.watch(event, None)
 
     def fresh(self) -> str:
         return f"m{self.count}-{len(self.held)}-{len(self.written)}"
@@ -158,7 +171,8 @@ def start(s: Story) -> None:
 
 
 def asked_by_parent(s: Story) -> None:
-    origin = Origin(workflow=PARENT, id=f"spawn{s.number() % 4}", step="1")
+    workflow = PARENT if s.chance(85) else "stranger"
+    origin = Origin(workflow=workflow, id=f"spawn{s.number() % 4}", step="1")
     s.say(s.outside("boss", s.pick(AGENTS), "task_request", asked=s.chance(90), origin=origin))
 
 
@@ -178,8 +192,7 @@ def owner(s: Story) -> None:
     agent = s.pick([*AGENTS, "nobody"])
     wanted = tuple(k for k in NOTES if s.chance(60))
     if agent not in s.listeners:
-        s.events.append(Claimed(agent, wanted))
-        s.model.claim(agent, wanted)
+        s.claim(agent, wanted)
     s.listeners = {**s.listeners, agent: wanted}
 
 
@@ -296,8 +309,9 @@ def dead_letter(s: Story) -> None:
 
 def attempt(s: Story) -> None:
     if key := s.handling():
-        kind = s.pick(["attempt_started", "attempt_failed"])
-        s.say(s.work(key, kind, fact=facts.AttemptStarted() if kind == "attempt_started" else facts.AttemptFailed()))
+        kind = s.pick(["attempt_started", "attempt_failed", "attempt_failed"])
+        parked = facts.AttemptFailed(parked="divergence" if s.chance(50) else "")
+        s.say(s.work(key, kind, fact=facts.AttemptStarted() if kind == "attempt_started" else parked))
 
 
 def expired(s: Story) -> None:
@@ -320,9 +334,10 @@ def cancel(s: Story) -> None:
 def redrive(s: Story) -> None:
     v = s.model.now
     failed = sorted(k for k in v.shut if (end := v.end(k)) and end.kind in ("error_report", "dead_lettered"))
-    key = s.pick(failed) if failed and s.chance(95) else s.any_handling()
+    again = failed + sorted(v.parked & v.open())
+    key = s.pick(again) if again and s.chance(90) else s.any_handling()
     if key:
-        keep = "none" if s.chance(30) else ""
+        keep = "none" if s.chance(30) or (key in v.parked and s.chance(70)) else ""
         fact = facts.Redriven(agent=key[0], message=key[1], keep=keep, force=s.chance(15))
         control(s, "redriven", fact)
 
@@ -344,11 +359,19 @@ def roll_back(s: Story) -> None:
     brought = [s.outside("client", s.pick(AGENTS), s.pick(["task_request", *NOTES])) for _ in range(s.number() % 8 - 5)]
     if s.chance(10) and (q := s.any_request()):
         brought.append(s.outside("person", "client", "task_response", in_reply_to=q))
+    if s.chance(8):
+        brought.append(s.pick([
+            msgspec.structs.replace(s.outside("client", "ann", "note"), correlation_id="other"),
+            s.outside("client", "ann", "task_request", answers="m1"),
+            s.outside("client", "ann", "note", work=Work(message="m1")),
+            s.outside("client", "ann", "handled"),
+            s.outside("cid", "ann", "task_response", in_reply_to="m1", origin=Origin(workflow="child", id="a")),
+        ]))  # fmt: skip
     wrong = s.pick([0] * 12 + [1])
     expected = Expected(generation=m.generation, inputs=m.now.inputs + wrong) if s.chance(96) else None
     fact = facts.RolledBack(
         to_version=to, op_id=f"op{s.number() % 40}", reapply=tuple(again), force=s.chance(15),
-        with_inputs=tuple(msgspec.Raw(codec.encode(b)) for b in brought),
+        with_inputs=tuple(msgspec.Raw(codec.encode(b)) for b in brought) + ((msgspec.Raw(b'{"x":1}'),) * s.chance(2)),
     )  # fmt: skip
     control(s, "rolled_back", fact, expected=expected)
 
@@ -361,13 +384,34 @@ def forked(s: Story) -> None:
 def compensate(s: Story) -> None:
     ledger = s.model.ledger
     due = [*ledger.owed()[:1] * 3, *ledger.owed(), *sorted(ledger.unresolved())]
-    effect = s.pick(due) if due else s.pick(ledger.effects)
-    if effect is None:
+    if not due and s.chance(75):
+        saga(s)
+        return
+    effect = s.pick(due) if due else s.pick([*ledger.effects, "nothing", "nothing"])
+    if effect not in ledger.effects:
+        kind = s.pick(["started", "completed", "failed", "waived"])
+        control(s, f"compensation_{kind}", facts.Compensation(effect="nothing"))
         return
     begun = ledger.effects[effect].status == "compensating"
     then = ["completed", "completed", "failed"] if begun else ["started", "started", "waived"]
     kind = s.pick(then if s.chance(90) else ["started", "completed", "failed", "waived"])
     control(s, f"compensation_{kind}", facts.Compensation(effect=effect, final=s.chance(70)))
+
+
+def saga(s: Story) -> None:
+    """An effect that can be compensated, in one go; what follows may take it back."""
+    key = s.handling()
+    if key is None or s.model.ledger.barrier():
+        return
+    before, step = s.model.now.version, s.free_step(key)
+    effect = ids.effect_key(WORKFLOW, *key, step, s.model.ledger.issues(*key, step))
+    s.say(s.work(key, "effect_intended", step, fact=facts.EffectIntended(effect=effect, policy="compensate")))
+    if s.chance(75):
+        s.say(s.work(key, "effect_completed", step, fact=facts.EffectCompleted(effect=effect, policy="compensate")))
+    if s.chance(60):
+        fact = facts.RolledBack(to_version=before, op_id=f"saga{s.count}")
+        expected = Expected(generation=s.model.generation, inputs=s.model.now.inputs)
+        control(s, "rolled_back", fact, expected=expected)
 
 
 def reconcile(s: Story) -> None:
@@ -400,7 +444,8 @@ def delivered(s: Story) -> None:
 
 # ---- what goes wrong -------------------------------------------------------------------------------------------------
 def again(s: Story) -> None:
-    if old := s.pick(s.written):
+    kind = s.pick(sorted({m.message_type for m in s.written}))
+    if old := s.pick(m for m in s.written if m.message_type == kind):
         s.append(old)
 
 
@@ -420,6 +465,25 @@ def rewrite(s: Story) -> None:
         s.append(msgspec.structs.replace(old, id=s.fresh(), generation=generation))
 
 
+def spoil(s: Story) -> None:
+    """A record as it was written before, but for one thing that must not be, under an id of its own."""
+    kind = s.pick(sorted({m.message_type for m in s.written}))
+    old = s.pick(m for m in s.written if m.message_type == kind)
+    if old is None:
+        return
+    over = s.pick(sorted(s.model.now.shut)) or ("ann", "nothing")
+    what = s.pick(["stale", "newer", "unexpected", "late", "void", "round"])
+    changes: dict[str, Any] = {
+        "stale": {"generation": s.model.generation - 1},
+        "newer": {"generation": s.model.generation + 1},
+        "unexpected": {"expected": Expected(version=s.model.now.version + 1), "generation": None, "work": None},
+        "late": {"in_reply_to": "nothing", "generation": None, "work": None},
+        "void": {"work": Work(message=over[1]), "sender_id": over[0], "generation": s.model.generation},
+        "round": {"work": Work(message=over[1], round=7), "sender_id": over[0], "generation": s.model.generation},
+    }[what]
+    s.append(msgspec.structs.replace(old, id=s.fresh(), **changes))
+
+
 def junk(s: Story) -> None:
     """Records that a foreign program, or a bug, may append."""
     key = s.any_handling() or ("ann", "nothing")
@@ -434,6 +498,12 @@ def junk(s: Story) -> None:
         lambda: s.outside("x", "ann", "handled"),
         lambda: s.outside("x", "ann", "dead_lettered"),
         lambda: s.outside("x", "ann", "retired", fact=facts.Retired(agent="ann")),
+        lambda: s.outside("x", "*", "rolled_back", fact=facts.RolledBack(to_version=0, op_id="op0")),
+        lambda: s.outside("x", "*", "discarded", fact=facts.Discarded(agent="ann", message=mid)),
+        lambda: s.outside("x", "*", "redriven", fact=facts.Redriven(agent="ann", message=mid)),
+        lambda: s.outside("x", "*", "expired", fact=facts.Expired()),
+        lambda: s.outside("x", "bob", "note", to=PARENT),
+        lambda: s.outside("x", "bob", "task_request", asked=True, to="child"),
         lambda: s.outside("x", "ann", "note", expected=Expected(version=s.number() % 6, inputs=s.number() % 3)),
         lambda: s.work(("zed", mid), "handled", done=True),
         lambda: s.work(("zed", mid), "note", "1"),
@@ -452,8 +522,8 @@ WEIGHTS: dict[Callable[[Story], None], int] = {
     effect: 30, ask: 10, spawn: 6, wait: 8, fire: 5, output: 7,
     complete: 14, forward: 5, dead_letter: 8, attempt: 2, expired: 3,
     cancel: 2, redrive: 9, discard: 3, roll_back: 6, forked: 1,
-    compensate: 9, reconcile: 2, other_answers: 7, delivered: 7,
-    again: 4, release: 9, rewrite: 5, junk: 8,
+    compensate: 9, saga: 4, reconcile: 2, other_answers: 7, delivered: 7,
+    again: 4, release: 9, rewrite: 5, spoil: 16, junk: 8,
 }  # fmt: skip
 MOVES: list[Callable[[Story], None]] = [move for move, weight in WEIGHTS.items() for _ in range(weight)]
 random.Random(7).shuffle(MOVES)  # or moves that are near each other on the tape would be near in kind

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from typing import Any
 
-from histories import WORKFLOW, Claimed, Event, Move, Story, tapes
+from histories import WORKFLOW, Appended, Claimed, Event, Move, Story, random_tape, tapes
 from hypothesis import given, settings
 from model import Model
 
-from refold.bus import codec
+from refold.bus import codec, kinds
 from refold.projections.status import report
 from refold.projections.verdict import Verdict
 from refold.projections.view import View
@@ -101,18 +102,64 @@ def expected(m: Model) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def check_against_model(events: list[Event]) -> None:
-    w, m = Workflow(WORKFLOW), Model()
-    for event in events:
-        verdict = step(w, event)
-        if isinstance(event, Claimed):
-            m.claim(event.agent, event.kinds)
-        else:
-            assert verdict == m.admit(event.raw, event.listeners), event
-        assert seen(w) == expected(m), event
+def check_against_model(tape: list[Move]) -> Workflow:
+    """Play a history; compare after each of its events. Returns the product's fold."""
+    w = Workflow(WORKFLOW)
+
+    def compare(event: Event, verdict: str | None) -> None:
+        assert step(w, event) == verdict, event
+        assert seen(w) == expected(story.model), event
+
+    story = Story(compare)
+    story.play(tape)
+    return w
 
 
 @given(tapes)
 @examples
 def test_product_and_model_agree_at_every_prefix(tape: list[Move]) -> None:
-    check_against_model(Story().play(tape))
+    check_against_model(tape)
+
+
+def possible(kind: str) -> set[Verdict]:
+    """The verdicts that the rules leave for a kind."""
+    v = Verdict
+    if kind in kinds.OUTCOMES:
+        return {v.ADMITTED, v.DUPLICATE, v.LEDGER}
+    if kind in kinds.LEDGER:
+        return {v.LEDGER, v.DUPLICATE, v.INVALID}
+    if kind in kinds.PARTITION:
+        return {v.INVALID}
+    return {v.ADMITTED, v.DUPLICATE, v.STALE, v.CONFLICT, v.LATE, v.VOID, v.INVALID}
+
+
+def test_the_histories_meet_every_verdict_with_every_kind_that_can_have_it() -> None:
+    met: Counter[tuple[str, str]] = Counter()
+
+    def compare(event: Event, verdict: str | None) -> None:
+        assert step(w, event) == verdict, event
+        if isinstance(event, Appended):
+            met[codec.envelope(event.raw).message_type, str(verdict)] += 1
+
+    for seed in range(4000 if THOROUGH else 400):
+        w = Workflow(WORKFLOW)
+        Story(compare).play(random_tape(seed))
+    _show(met)
+    written = {kind for kind, _ in met}
+    assert written >= {*kinds.MESSAGES, *kinds.ENGINE} - (kinds.PARTITION - {"retired"})
+    never = {(k, str(v)) for k in written for v in possible(k) if not met[k, v]}
+    assert never == set()
+    impossible = {(k, v) for (k, v) in met if k not in kinds.PARTITION and v not in possible(k)}
+    assert impossible == set()
+    for kind in kinds.CONTROL - {"forked"}:
+        refused = sum(n for (k, v), n in met.items() if k == kind and v not in ("admitted", "duplicate"))
+        assert met[kind, "admitted"] >= 20, kind
+        assert refused >= 10, kind
+
+
+def _show(met: Counter[tuple[str, str]]) -> None:
+    """Print the mix: run with -s to see it."""
+    verdicts = [v for v in Verdict if v is not Verdict.MISPLACED]
+    print("\n" + "".join(f"{v:>10}" for v in ["", "", *verdicts]))
+    for kind in sorted({k for k, _ in met}):
+        print(f"{kind:>20}" + "".join(f"{met[kind, v]:>10}" for v in verdicts))
