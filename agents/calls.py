@@ -4,13 +4,24 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Any, get_type_hints
 
 from ..bus import codec, kinds
-from ..bus.errors import AgentError, EffectFailed, Failure, InvalidMessage, NoKeyYet, RequestExpired, WaitExpired
+from ..bus.errors import (
+    AgentError,
+    EffectFailed,
+    Failure,
+    HandlerError,
+    InvalidMessage,
+    NoKeyYet,
+    RequestExpired,
+    WaitExpired,
+)
+from .limits import check_effect_name, check_id, check_priority, check_seconds
 from .retry import EFFECT_RETRY, RetryPolicy
+from .threads import Late
 
 ADDRESS = "refold-address"
 """Header of a request: where a hint about its answer is welcome."""
@@ -72,6 +83,11 @@ class EffectCall(Call):
     timeout: float | None = None
     returns: Any = Any
 
+    def __post_init__(self) -> None:
+        check_effect_name(self.name)
+        if self.timeout is not None:
+            check_seconds(self.timeout, f"the timeout of effect {self.name!r}")
+
     def arguments(self, key: str) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Return the arguments with the idempotency key in its places."""
         args = tuple(key if a is KEY else a for a in self.args)
@@ -88,6 +104,15 @@ class RequestCall(Call):
     priority: int | None = None
     returns: Any = Any
 
+    def __post_init__(self) -> None:
+        check_id(self.receiver, "$.receiver_id")
+        if self.receiver == "*":
+            raise HandlerError("a request needs one agent to answer it; '*' is for ctx.send")
+        if self.priority is not None:
+            check_priority(self.priority)
+        if self.timeout is not None:
+            check_seconds(self.timeout, f"the timeout of a request to {self.receiver!r}")
+
 
 @dataclass(frozen=True, slots=True)
 class TimerCall(Call):
@@ -97,6 +122,12 @@ class TimerCall(Call):
     receives: str = ""
     returns: Any = Any
 
+    def __post_init__(self) -> None:
+        if self.receives:
+            check_id(self.receives, "$.message_type")
+        if self.seconds is not None:
+            check_seconds(self.seconds, f"ctx.{self.name.partition(' ')[0]}")
+
 
 @dataclass(frozen=True, slots=True)
 class OutputCall(Call):
@@ -105,6 +136,10 @@ class OutputCall(Call):
     receiver: str = "*"
     payload: Any = None
     headers: dict[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        check_id(self.receiver, "$.receiver_id")
+        check_id(self.kind, "$.message_type")
 
 
 def digest_of(*values: Any) -> str:
@@ -145,15 +180,33 @@ def _return_type(function: Callable[..., Any]) -> Any:
         return Any
 
 
-async def invoke(call: EffectCall, key: str, threads: Any) -> Any:
-    """Call the function: a coroutine on this loop, a plain function in a thread of the bounded pool."""
+InThread = Callable[[Callable[..., Any], tuple[Any, ...], dict[str, Any], float | None], Awaitable[Any]]
+
+
+async def invoke(call: EffectCall, key: str, in_thread: InThread) -> Any:
+    """Call the function: a coroutine on this loop, a plain function in a thread of the bounded pool.
+
+    Raises TimeoutError when its time limit has passed.
+    """
     args, kwargs = call.arguments(key)
-    function = call.function
-    async with asyncio.timeout(call.timeout):
-        if inspect.iscoroutinefunction(inspect.unwrap(function)):
-            return await function(*args, **kwargs)
-        result = await threads.run(function, args, kwargs, call.timeout)
-        return await result if inspect.isawaitable(result) else result
+    if inspect.iscoroutinefunction(inspect.unwrap(call.function)):
+        return await _bounded(call.function(*args, **kwargs), call)
+    try:
+        result = await in_thread(call.function, args, kwargs, call.timeout)
+    except Late as late:
+        raise TimeoutError(str(late)) from None
+    return await _bounded(result, call) if inspect.isawaitable(result) else result
+
+
+async def _bounded(work: Awaitable[Any], call: EffectCall) -> Any:
+    scope = asyncio.timeout(call.timeout)
+    try:
+        async with scope:
+            return await work
+    except TimeoutError:
+        if not scope.expired():
+            raise
+        raise TimeoutError(f"no result within {call.timeout} s") from None
 
 
 # ---- recorded values -----------------------------------------------------------------------------------------------

@@ -29,12 +29,19 @@ def as_failure(error: BaseException, what: str) -> BaseException:
     return failure
 
 
+def text_of(error: BaseException) -> str:
+    """Return an error's text, whatever its `__str__` does."""
+    try:
+        return str(error)
+    except Exception as inner:  # noqa: BLE001 - it is the user's code too
+        return f"(its text cannot be had: {type(inner).__name__})"
+
+
 def describe_error(error: BaseException) -> str:
     """Return an error's class and text, at most MAX_TEXT characters, always such that a record can carry it."""
-    try:
-        text = str(error)
-    except Exception as inner:  # noqa: BLE001 - the error's own `__str__` is the user's code too
-        text = f"(its text cannot be had: {type(inner).__name__})"
+    text = text_of(error)
+    if isinstance(error, BaseExceptionGroup) and len(error.exceptions) <= 8:
+        text += ": " + "; ".join(describe_error(e) for e in error.exceptions)
     text = text.encode(errors="backslashreplace").decode()
     return f"{type(error).__name__}: {text}"[:MAX_TEXT] if text else type(error).__name__
 

@@ -183,7 +183,7 @@ class Crew:
             records = outcome.failure(run, run.fault)
             run.task = self.worker.spawn(self._carry_out(place, key, run, conclude(run, host, records, 0.0)))
 
-    def end_all(self, place: Place, why: str) -> None:
-        """The place has gone: what is in a call may finish that."""
+    def end_all(self, place: Place, why: str, *, let_calls_finish: bool) -> None:
+        """The place has gone; `let_calls_finish`: what is in a call may finish that."""
         for key, run in place.all_runs():
-            self.end(place, key, run, why, let_calls_finish=True)
+            self.end(place, key, run, why, let_calls_finish=let_calls_finish)

@@ -13,18 +13,18 @@ from msgspec import Struct
 from ..bus import codec, facts, kinds
 from ..bus.broker import Appended, Duplicate, Fence, Fenced, Item, Outgoing
 from ..bus.clock import Clock, Source
-from ..bus.errors import Divergence, Failure, HandlerTimeout, PartitionLost, TryAgain
+from ..bus.errors import Divergence, Failure, HandlerTimeout, PartitionLost, StepCancelled, TryAgain
 from ..bus.message import AgentMessage
 from ..projections.patch import merge_patch
 from ..projections.view import NOWHERE, Ref
 from ..projections.workflow import Workflow
 from .calls import ADDRESS, typed
-from .causes import as_failure, is_own
+from .causes import as_failure, describe_error, is_own, text_of
 from .context import Context, PlainFacts
 from .outcome import completion, failure
 from .place import Place, RunKey
 from .run import Run
-from .threads import Threads
+from .threads import Late, Threads
 
 if TYPE_CHECKING:
     from .worker import Worker
@@ -195,7 +195,7 @@ async def execute(run: Run, host: RunHost) -> None:
             return
         if run.over or isinstance(error, KeyboardInterrupt | GeneratorExit) or not (run.fault or is_own(error)):
             raise
-        records = _failed(run, run.fault or as_failure(error, "the handler"))
+        records = _failed(run, _reason(run, error))
     finally:
         doing.reset(token)
         host.stopped()
@@ -218,6 +218,15 @@ async def _hint(run: Run, host: RunHost, last: AgentMessage) -> None:
         await host.worker.broker.notify(address, run.correlation.encode())
 
 
+def _reason(run: Run, error: BaseException) -> BaseException:
+    """Return why the attempt failed: what refold found, else what the handler raised."""
+    fault = run.fault
+    if isinstance(fault, StepCancelled) and isinstance(error, Exception) and not isinstance(error, TimeoutError):
+        if error is not fault:  # what cancelled the step, most likely
+            return StepCancelled(f"{fault}. The handler raised {describe_error(error)}")
+    return fault or as_failure(error, "the handler")
+
+
 def _failed(run: Run, error: BaseException) -> list[AgentMessage]:
     run.finishing = True
     if isinstance(error, Failure):  # it ends the handling for good
@@ -228,7 +237,7 @@ def _failed(run: Run, error: BaseException) -> list[AgentMessage]:
     if isinstance(error, TryAgain) and not isinstance(error, HandlerTimeout) and run.fault is error:
         raise error  # the log could not be reached: no record can say so, the worker tries again
     log.log(
-        logging.WARNING, "%s failed on %s: %s", run.agent, run.message.message_type, error,
+        logging.WARNING, "%s failed on %s: %s", run.agent, run.message.message_type, text_of(error),
         exc_info=error if log.isEnabledFor(logging.DEBUG) else None,
     )  # fmt: skip
     return failure(run, error)
@@ -273,8 +282,14 @@ async def call_handler(run: Run, host: RunHost) -> Any:
     else:
         plain = PlainFacts(run.message, run.agent, run.tries + 1, state)
         given = (plain, payload) if handler.takes_context else (payload,)
-        result = await host.threads.run(handler.function, given, {}, run.budget)
+        result = await _in_thread(run, host, given)
     run.finish()
     return result
 
 
+async def _in_thread(run: Run, host: RunHost, given: tuple[Any, ...]) -> Any:
+    host.stopped()  # a `def` handler's time counts from when a thread has it
+    try:
+        return await run.in_thread(run.handler.function, given, {}, run.budget)
+    except Late as late:
+        raise HandlerTimeout(str(late)) from None

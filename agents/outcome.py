@@ -7,11 +7,12 @@ from typing import Any
 import msgspec
 
 from ..bus import codec, facts, kinds
-from ..bus.errors import Divergence, Failure
+from ..bus.errors import Divergence, Failure, HandlerError
 from ..bus.message import AgentMessage
 from ..projections.view import Request
 from .causes import causes_of, describe_error
 from .context import Forward
+from .limits import check_id
 from .run import Run
 
 
@@ -36,6 +37,9 @@ def completion(run: Run, result: Any) -> list[AgentMessage]:
 
 
 def _forward(run: Run, forward: Forward, duty: Request | None) -> AgentMessage:
+    check_id(forward.receiver, "$.receiver_id")
+    if forward.receiver == "*":
+        raise HandlerError("ctx.forward needs one agent to answer in this one's place; '*' is for ctx.send")
     r = run.record(
         kinds.TASK_REQUEST, "", forward.payload, receiver=forward.receiver, done=True,
         answers=duty.id if duty is not None else None, deadline=run.message.deadline, headers=run.message.headers,

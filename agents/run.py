@@ -8,13 +8,22 @@ from __future__ import annotations
 
 import asyncio
 import heapq
-from collections.abc import Awaitable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, Protocol
 
 from ..bus import codec, facts, ids, kinds
 from ..bus.clock import Clock, Source
-from ..bus.errors import Divergence, ForeignTask, PartitionLost, StepCancelled, TooLarge, UnawaitedStep, YourBug
+from ..bus.errors import (
+    Divergence,
+    ForeignTask,
+    HandlerTimeout,
+    PartitionLost,
+    StepCancelled,
+    TooLarge,
+    UnawaitedStep,
+    YourBug,
+)
 from ..bus.message import AgentMessage, Envelope
 from ..projections.verdict import Verdict
 from ..projections.view import Handling, Step
@@ -220,8 +229,8 @@ class Run:
             return error
         if task is self.task:
             self.host.told_to_end()
-        elif task in self.branches:
-            self._stop(let_calls_finish=True)  # the other branches may wait for ever
+        elif not self.finishing:
+            self._stop(let_calls_finish=True)  # its branches may wait for ever
         return error
 
     def fail(self, error: BaseException) -> None:
@@ -399,7 +408,7 @@ class Run:
         await self.host.may_call()
         token = current_effect.set(key)
         try:
-            value = codec.to_json(await invoke(call, key, self.host.threads))
+            value = codec.to_json(await invoke(call, key, self.in_thread))
             fact = facts.EffectCompleted(effect=key, name=call.name, digest=call.digest)
             done = self.record(kinds.EFFECT_COMPLETED, path, value, fact=fact)
             self.check_size(done)
@@ -420,6 +429,16 @@ class Run:
             return done
         finally:
             current_effect.reset(token)
+
+    async def in_thread(
+        self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], timeout: float | None
+    ) -> Any:
+        """Call a plain function of the handler's in a thread. Raises Late after `timeout` seconds."""
+
+        def late() -> bool:
+            return isinstance(self.fault, HandlerTimeout)
+
+        return await self.host.threads.run(function, args, kwargs, timeout, late)
 
     # ---- gather ----------------------------------------------------------------------------------------------------
     async def gather(self, gather: Gather[Any]) -> list[Any]:

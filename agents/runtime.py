@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
+import os
 import signal
+import sys
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
@@ -13,7 +16,7 @@ from ..brokers import open_broker
 from ..bus.broker import ANY_LOG, Broker, LogSpec
 from .agent import Agent
 from .client import DEFAULT_BROKER, MessageBus
-from .worker import Handling, Worker
+from .worker import EXIT_STALLED, Handling, Worker
 
 
 @asynccontextmanager
@@ -58,12 +61,20 @@ async def serve(
         async with open_broker(url) as broker:
             await broker.ensure_log(spec)
             worker = Worker(broker, agents, group=group, on_handled=on_handled, **settings)
+            worker.on_stuck = _end_process
             task = asyncio.current_task()
             assert task is not None
             with _signals(worker, task):
                 if on_ready is not None:
                     on_ready(worker)
                 return await worker.run()
+
+
+def _end_process() -> None:
+    """A handler that swallows its cancellation keeps its process; its partitions were given up in good order."""
+    logging.shutdown()
+    sys.stdout.flush()
+    os._exit(EXIT_STALLED)
 
 
 @contextlib.contextmanager

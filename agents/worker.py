@@ -22,7 +22,7 @@ from ..projections.checkpoint import read_history
 from ..projections.workflow import Workflow
 from .agent import Agent
 from .cohorts import Cohorts
-from .crew import Crew
+from .crew import ABANDONED_AFTER, Crew
 from .folding import fold_batch, settle, start_cohort
 from .ownership import save_checkpoint, say_released, take_over
 from .parcels import deliver, forward_strays
@@ -97,6 +97,7 @@ class Worker:
         self.exit_code = 0
         self.caught_up = asyncio.Event()
         self._on_handled = on_handled
+        self.on_stuck: Callable[[], None] = lambda: None
         self._stopping = asyncio.Event()
         self._stopped = False
         self._taking: dict[int, asyncio.Task[None]] = {}
@@ -116,25 +117,35 @@ class Worker:
         Raises GroupConflict at once where the group hosts other agents.
         """
         self._loop = asyncio.get_running_loop()
-        async with (
-            join(self),
-            self.broker.subscribe(
-                self.group, self.member, lease=self.lease, stall_limit=self.stall_limit
-            ) as self.sub,
-            asyncio.TaskGroup() as self._tasks,
-        ):
-            loops = (self._heart, self._timers, self._checkpoints, self._parcels)
-            tasks = [self._tasks.create_task(loop()) for loop in loops]
-            stopper = self._tasks.create_task(self._stop_well())
-            await self._read()
-            for task in [*tasks, stopper]:
-                task.cancel()
-        self.threads.close()
+        try:
+            async with (
+                join(self),
+                self.broker.subscribe(
+                    self.group, self.member, lease=self.lease, stall_limit=self.stall_limit
+                ) as self.sub,
+                asyncio.TaskGroup() as self._tasks,
+            ):
+                loops = (self._heart, self._timers, self._checkpoints, self._parcels)
+                tasks = [self._tasks.create_task(loop()) for loop in loops]
+                stopper = self._tasks.create_task(self._stop_well())
+                await self._read()
+                for task in [*tasks, stopper]:
+                    task.cancel()
+                await self._see_off()
+        finally:
+            self.threads.close()
         return self.exit_code
 
     def stop(self) -> None:
         """Start nothing more, let running handlers end (`drain` seconds at most), save, and leave."""
         self._stopping.set()
+
+    async def _see_off(self) -> None:
+        """Runs that were told to end have a moment for it; `on_stuck` hears of those that go on regardless."""
+        tasks = self.crew.ending
+        if tasks and (await asyncio.wait(tasks, timeout=ABANDONED_AFTER))[1]:
+            log.error("%d handlers do not end although they were cancelled", len(tasks))
+            self.on_stuck()
 
     def _threads_exhausted(self) -> None:
         log.error("too many threads hang: this worker ends, others take over")
@@ -157,7 +168,7 @@ class Worker:
         """Save what is folded (at shutdown), say that the partition is given up, and give it up."""
         if saved and place.active:
             await self._carefully(self._save(place), "the last checkpoint")
-        self._end_place(place, "the worker stops" if saved else "revoked")
+        self._end_place(place, "the worker stops" if saved else "revoked", let_calls_finish=not saved)
         await self._carefully(say_released(self, place), "that a partition is given up")
         if saved:
             await self._carefully(self.sub.release(place.partition, place.epoch), "a release")
@@ -243,11 +254,11 @@ class Worker:
         if isinstance(event, Revoked):
             self.spawn(self._leave(place, saved=False))
 
-    def _end_place(self, place: Place, why: str) -> None:
+    def _end_place(self, place: Place, why: str, *, let_calls_finish: bool = True) -> None:
         place.ended = True
         self.places.pop(place.partition, None)
         self._owed.pop(place, None)
-        self.crew.end_all(place, why)
+        self.crew.end_all(place, why, let_calls_finish=let_calls_finish)
         self.cohorts.drop(place)
         self._quiet()
 
