@@ -11,7 +11,7 @@ from typer.main import get_command
 from refold.cli import app, exits
 
 DOCS = ROOT / "docs"
-PLAYED = ("handlers.md", "operating.md")
+PLAYED = ("clients.md", "handlers.md", "operating.md")
 NOT_PLAYED = {"performance.md": "its commands measure for minutes, and its figures are those of one machine"}
 COMMAND_LINE = (DOCS / "command-line.md").read_text("utf-8")
 WORDS = re.compile(r"`(?:refold )?([^`\n]+)`")
