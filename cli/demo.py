@@ -13,7 +13,7 @@ from .settings import JsonOption
 def demo(
     path: Annotated[
         Path | None,
-        typer.Argument(metavar="[PATH]", show_default=False, help="A folder of Python code. Default: refold itself."),
+        typer.Argument(metavar="PATH", show_default=False, help="A folder of Python code. Default: refold itself."),
     ] = None,
     sabotage: Annotated[bool, typer.Option("--sabotage", help="Plant a wrong number; it must be caught.")] = False,
     analyzers: Annotated[int, typer.Option(min=2, max=16, help="How many analyzer processes.")] = 3,
@@ -36,6 +36,10 @@ def demo(
     Works offline, with a pretend model. Writes only to ./refold-demo (and FILE): the report, the log, the invoice.
     Exit code 1 where the proof at the end does not hold.
     """
-    from ..demo.stage import perform
+    from ..demo.stage import NoModules, perform
 
-    raise typer.Exit(perform(path, sabotage=sabotage, analyzers=analyzers, latency=latency, json=json, svg=svg))
+    try:
+        code = perform(path, sabotage=sabotage, analyzers=analyzers, latency=latency, json=json, svg=svg)
+    except NoModules as error:
+        raise typer.BadParameter(str(error), param_hint="PATH") from None
+    raise typer.Exit(code)

@@ -12,6 +12,13 @@ from .messages import COMPLEX, MAX_LISTED, MAX_TOP, RANK, Finding, Function, Num
 DISPLAYS = (ast.List, ast.Dict, ast.Set, ast.ListComp, ast.DictComp, ast.SetComp)
 FORMATTED = tuple(getattr(ast, name) for name in ("JoinedStr", "TemplateStr") if hasattr(ast, name))
 BROAD = ("Exception", "BaseException")
+DECIDING = frozenset(
+    (ast.If, ast.IfExp, ast.For, ast.AsyncFor, ast.While, ast.ExceptHandler, ast.BoolOp, ast.comprehension)
+    + (ast.match_case,)
+)
+JUDGED = frozenset((ast.Call, ast.ExceptHandler, ast.Compare, ast.ImportFrom, ast.keyword))
+LEAVES = frozenset((ast.Name, ast.Constant, ast.Load, ast.Store, ast.Del, ast.alias))
+"""Most nodes are these, and nothing is to be said of them."""
 
 
 class Scope(NamedTuple):
@@ -52,14 +59,17 @@ class Walk:
         self._stack += [(node, scope) for node in nodes]
 
     def _visit(self, node: ast.AST, scope: Scope) -> None:
-        if isinstance(node, FORMATTED):
+        kind = type(node)
+        if kind in FORMATTED:
             return
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
             self._definition(node, scope)
             return
-        self.decisions[scope.function] += _decisions(node)
-        self._judge(node)
-        self._stack += [(child, scope) for child in ast.iter_child_nodes(node)]
+        if kind in DECIDING:
+            self.decisions[scope.function] += _decisions(node)
+        if kind in JUDGED:
+            self._judge(node)
+        self._stack += [(child, scope) for child in _children(node)]
 
     def _definition(self, node: ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef, scope: Scope) -> None:
         """The header belongs to what surrounds it, the body to the definition."""
@@ -75,7 +85,7 @@ class Walk:
         if not isinstance(node, ast.ClassDef):
             inner = inner._replace(public=False)
         body = set(map(id, node.body))
-        for child in ast.iter_child_nodes(node):
+        for child in _children(node):
             self._stack.append((child, inner if id(child) in body else scope))
 
     def _defaults(self, arguments: ast.arguments, name: str) -> None:
@@ -126,6 +136,18 @@ def measure(path: str, source: bytes) -> Numbers:
         worst=functions[0].complexity if functions else 0, rules=dict(rules),
         top=[f for f in functions[:MAX_TOP] if f.complexity >= COMPLEX], findings=findings[:MAX_LISTED],
     )  # fmt: skip
+
+
+def _children(node: ast.AST) -> list[ast.AST]:
+    """Return the nodes below, without leaves."""
+    found: list[ast.AST] = []
+    for name in node._fields:
+        value = getattr(node, name, None)
+        if isinstance(value, list):
+            found += [child for child in value if isinstance(child, ast.AST) and type(child) not in LEAVES]
+        elif isinstance(value, ast.AST) and type(value) not in LEAVES:
+            found.append(value)
+    return found
 
 
 def _decisions(node: ast.AST) -> int:

@@ -40,7 +40,7 @@ KILL_AFTER = 0.45
 """The share of the modules that the provider has answered for when one analyzer is killed."""
 KILL_OWN = 0.3
 """The share that the killed one must have done itself where there are two: both are expected to do a fair share."""
-CALLS = 8.0
+CALLS = 6.0
 """Seconds that the calls of a run take together at least, if nobody is killed: long enough to watch."""
 FASTEST, SLOWEST = 0.05, 1.0
 """Bounds of the mean latency of a call, in seconds."""
@@ -54,7 +54,7 @@ WIDTH = 100
 """Columns where no terminal says how many."""
 
 
-class NoModules(ConfigError):
+class NoModules(RefoldError):
     """There is nothing to review; the text says why."""
 
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import ast
 import hashlib
+import io
 import os
+import tokenize
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -64,10 +66,15 @@ def digest_of(source: bytes) -> str:
 
 
 def _error(source: bytes) -> str:
+    """Say why a file is no Python: the parser alone takes comments that are no text."""
     try:
+        encoding, _ = tokenize.detect_encoding(io.BytesIO(source).readline)
+        source.decode(encoding)
         ast.parse(source)
     except SyntaxError as error:
-        return f"line {error.lineno or 0}: {error.msg}"
-    except (ValueError, RecursionError, MemoryError) as error:
-        return str(error) or type(error).__name__
+        return f"line {error.lineno}: {error.msg}" if error.lineno else error.msg
+    except (ValueError, LookupError) as error:
+        return str(error)
+    except (RecursionError, MemoryError):
+        return "nested too deeply for this Python"
     return ""

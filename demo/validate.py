@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+from ast import PyCF_ONLY_AST
 from collections import Counter
 from collections.abc import Iterator
 from itertools import zip_longest
@@ -23,13 +24,15 @@ from .messages import (
     Numbers,
     Objection,
 )
-from .recount import recount
+from .recount import recount, words_of
 
 HEADING = re.compile(r"### `(.+)`")
 CLAIM = re.compile(r"- ([a-z-]+)(?: (\d+))?(?:: (.*))?")
 PLACE = re.compile(r"`([^`]+):(\d+)` `([^`]+)`(?: (\d+))?")
 COUNTS = ("lines", "functions", "classes", "decisions", "worst")
 Claims = dict[str, str]
+NO_PYTHON = (SyntaxError, TokenError, ValueError, LookupError)
+"""What reading the tokens of a file raises where they are none."""
 
 
 def check_section(wanted: Check) -> Checked:
@@ -80,7 +83,7 @@ def _compare(root: str, module: Module, said: Claims) -> tuple[int, list[Objecti
     try:
         source = Path(root, module.path).read_bytes()
         counted = facts_of(recount(module.path, source))
-    except (OSError, SyntaxError, TokenError) as error:
+    except (OSError, *NO_PYTHON) as error:
         return 0, [Objection(module.path, "source", "readable", str(error))]
     wrong = [
         Objection(module.path, what, said.get(what, "nothing"), counted.get(what, "nothing"))
@@ -183,7 +186,9 @@ def _readable(root: str, module: Module) -> Objection | None:
     try:
         if file.stat().st_size > MAX_BYTES:
             return None
-        compile(file.read_bytes(), module.path, "exec", dont_inherit=True)
-    except (OSError, SyntaxError, ValueError, RecursionError, MemoryError):
+        source = file.read_bytes()
+        words_of(source)
+        compile(source, module.path, "exec", PyCF_ONLY_AST, dont_inherit=True)
+    except (OSError, *NO_PYTHON, RecursionError, MemoryError):
         return None
     return Objection(module.path, "unreadable", module.error, "it can be compiled")
