@@ -258,7 +258,9 @@ def _control_lawful(s: Workflow, r: Envelope) -> bool:
     if r.message_type == kinds.EXPIRED:
         h = v.handling(r.sender_id, w.message) if w is not None and w.done else None
         return h is not None and not h.begun
-    return r.message_type != kinds.DEAD_LETTERED or w is not None
+    if r.message_type == kinds.DEAD_LETTERED:  # with nobody waiting it is what ends the handling
+        return w is not None and w.done == (v.duty(r.sender_id, w.message) is None)
+    return True
 
 
 def _unanswered(v: View, h: Handling) -> bool:

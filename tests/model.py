@@ -796,6 +796,8 @@ class Model:
                 return self._may_discard((r.fact["agent"], r.fact["message"]))
             case "forked":
                 return not self.records
+            case "dead_lettered":
+                return r.done or owes is not None
             case "expired":
                 return r.done and r.key in v.opened and r.key not in v.begun
         return True
