@@ -23,8 +23,8 @@ from refold.projections.verdict import Verdict
 from refold.projections.workflow import NeedsHistory, Workflow
 
 THOROUGH = os.environ.get("REFOLD_TESTS") == "thorough"
-SEEDS = range(10_000, 10_000 + (1500 if THOROUGH else 60))
-every_history = pytest.mark.parametrize("seeds", [SEEDS[i::4] for i in range(4)], ids=["a", "b", "c", "d"])
+SEEDS = range(10_000, 10_000 + (1500 if THOROUGH else 75))
+every_history = pytest.mark.parametrize("seeds", [SEEDS[i::3] for i in range(3)], ids=["a", "b", "c"])
 
 
 @lru_cache(maxsize=32)
