@@ -10,7 +10,7 @@ from typing import Any, TypeVar, get_type_hints, overload
 from msgspec import Struct
 
 from ..bus import kinds
-from ..bus.errors import HandlerError, Refuse
+from ..bus.errors import ConfigError, HandlerError, Refuse
 from .retry import HANDLER_RETRY, RetryPolicy
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -177,3 +177,21 @@ def asked_of(target: object) -> str:
             f"kind={handler.kind!r}, or ask a handler under on_task"
         )
     return name_of(target)
+
+
+def by_name(agents: Sequence[object]) -> dict[str, Agent]:
+    """Return the agents that a worker is to host, by name. Raises ConfigError for anything else, and for none."""
+    wrong = [a for a in agents if not isinstance(a, Agent)]
+    if wrong:
+        what = f"a {type(wrong[0]).__name__}"
+        handler = handler_of(wrong[0])
+        if handler is not None:
+            what = f"a handler of {handler.agent!r}: give its Agent"
+        elif isinstance(wrong[0], Sequence) and not isinstance(wrong[0], str):
+            what += ": write run(*agents)"
+        raise ConfigError(f"a worker hosts Agents, not {what}")
+    found = {a.name: a for a in agents if isinstance(a, Agent)}
+    if not found or len(found) < len(agents):
+        names = ", ".join(a.name for a in agents if isinstance(a, Agent)) or "none"
+        raise ConfigError(f"a worker hosts one or more agents with different names, not: {names}")
+    return found

@@ -13,7 +13,7 @@ from msgspec import Struct
 from ..bus import codec, facts, kinds
 from ..bus.broker import Appended, Duplicate, Fence, Fenced, Item, Outgoing
 from ..bus.clock import Clock, Source
-from ..bus.errors import Divergence, Failure, HandlerTimeout, PartitionLost, StepCancelled, TryAgain
+from ..bus.errors import Divergence, Failure, HandlerTimeout, PartitionLost, StepCancelled, TryAgain, UnawaitedStep
 from ..bus.message import AgentMessage
 from ..projections.patch import merge_patch
 from ..projections.view import NOWHERE, Ref
@@ -224,6 +224,10 @@ def _reason(run: Run, error: BaseException) -> BaseException:
     if isinstance(fault, StepCancelled) and isinstance(error, Exception) and not isinstance(error, TimeoutError):
         if error is not fault:  # what cancelled the step, most likely
             return StepCancelled(f"{fault}. The handler raised {describe_error(error)}")
+    if fault is None and run.unawaited and isinstance(error, TypeError | AttributeError):  # a step used as its value
+        unawaited = UnawaitedStep(f"{run.never_awaited()}. The handler raised {describe_error(error)}")
+        unawaited.__cause__ = error
+        return unawaited
     return fault or as_failure(error, "the handler")
 
 

@@ -538,9 +538,13 @@ class Run:
         if self.fault is not None:
             raise self.fault
         if self.unawaited:
-            names = ", ".join(sorted(str(step) for step in self.unawaited))
-            raise UnawaitedStep(f"never awaited: {names}; write `await ctx...`, or give it to ctx.gather")
+            raise self.never_awaited()
         self.check_all_asked()
+
+    def never_awaited(self) -> UnawaitedStep:
+        """Return the error that names the steps which were made and not taken."""
+        names = ", ".join(sorted(str(step) for step in self.unawaited))
+        return UnawaitedStep(f"never awaited: {names}; write `await ctx...`, or give it to ctx.gather")
 
     def check_all_asked(self) -> None:
         """Raise Divergence where the handling is about to end without having asked for what is recorded."""

@@ -16,11 +16,11 @@ from msgspec import Struct
 from ..bus import facts
 from ..bus.broker import Assigned, Batch, Broker, Event, Lost, Presence, Revoked, Stored
 from ..bus.clock import Clock, Source
-from ..bus.errors import ConfigError, LogTruncated, PartitionLost, TryAgain
+from ..bus.errors import LogTruncated, PartitionLost, TryAgain
 from ..bus.message import AgentMessage
 from ..projections.checkpoint import read_history
 from ..projections.workflow import Workflow
-from .agent import Agent
+from .agent import Agent, by_name
 from .cohorts import Cohorts
 from .crew import ABANDONED_AFTER, Crew
 from .folding import fold_batch, settle, start_cohort
@@ -72,10 +72,7 @@ class Worker:
         on_handled: Callable[[Handling], None] | None = None,
     ) -> None:  # fmt: skip
         self.broker = broker
-        self.agents = {agent.name: agent for agent in agents}
-        if not agents or len(self.agents) < len(agents):
-            names = ", ".join(a.name for a in agents) or "none"
-            raise ConfigError(f"a worker hosts one or more agents with different names, not: {names}")
+        self.agents = by_name(agents)
         self.group = group
         self.host, self.pid = socket.gethostname(), os.getpid()
         self.member = member or f"{self.host}-{self.pid}-{os.urandom(2).hex()}"

@@ -354,6 +354,35 @@ def test_a_handler_of_notifications_that_is_asked(go):
     assert str(caught.value).replace(f"{note.__qualname__} ", "note ") == snapshot("note handles 'note' and no requests: send it a message with kind='note', or ask a handler under on_task")
 
 
+def test_what_is_no_agent_is_hosted(go):
+    agent = Agent("a")
+
+    @agent.on_task
+    async def handle(ctx: Context, _: None) -> None: ...
+
+    async def host(*agents) -> None:
+        async with run(*agents):
+            pass
+
+    problems = []
+    for agents in ([], [[agent]], [handle], [agent, Agent("a")]):
+        with pytest.raises(RefoldError) as caught:
+            go(host(*agents))
+        problems.append(f"{type(caught.value).__name__}: {caught.value}")
+    assert problems == snapshot(['ConfigError: a worker hosts one or more agents with different names, not: none', 'ConfigError: a worker hosts Agents, not a list: write run(*agents)', "ConfigError: a worker hosts Agents, not a handler of 'a': give its Agent", 'ConfigError: a worker hosts one or more agents with different names, not: a, a'])
+
+
+def test_a_step_that_is_used_as_if_it_were_its_value(go):
+    agent = Agent("a", retry=ONCE)
+
+    @agent.on_task
+    async def handle(ctx: Context, _: None) -> str:
+        facts = ctx.effect("look up", sorted, [1, 2])
+        return ", ".join(facts)
+
+    assert go(ask(agent)) == snapshot("AgentError: 'a' answered with an error: UnawaitedStep: never awaited: effect 'look up' (arguments 35bc7518); write `await ctx...`, or give it to ctx.gather. The handler raised TypeError: can only join an iterable")
+
+
 def test_an_empty_id(go):
     async def main() -> None:
         async with run(Agent("a")) as bus:
