@@ -242,7 +242,7 @@ class MemoryBroker:
         log, _ = self.log, self.meta
         if any(s.member == member for s in log.subscriptions[group]):
             raise ConfigError(f"member {member!r} is in group {group!r} already: choose another --member")
-        sub = MemorySubscription(self, group, member, partitions)
+        sub = self._member(group, member, partitions)
         log.owned.setdefault(group, [Owned() for _ in log.partitions])
         log.subscriptions[group].append(sub)
         sub.rebalance()
@@ -250,6 +250,9 @@ class MemoryBroker:
             yield sub
         finally:
             sub.leave()
+
+    def _member(self, group: str, member: str, partitions: Collection[int] | None) -> MemorySubscription:
+        return MemorySubscription(self, group, member, partitions)
 
     def kill(self, member: str) -> None:
         """Let a member's process die, as far as the log can tell: nothing is released. For tests."""

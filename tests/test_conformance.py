@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import subprocess
+import sys
 import uuid
 from pathlib import Path
 
 import pytest
+from broken_brokers import BROKEN
 
-from refold.brokers.conformance import Subject, cases_of, left_out
+from refold.brokers.conformance import CASES, NotApplicable, PromiseBroken, Subject, cases_of, left_out
 from refold.brokers.memory import Log, MemoryBroker
 from refold.brokers.sqlite import SqliteBroker
-from refold.bus.broker import Capabilities
+from refold.bus.broker import Broker, Capabilities, Listener, Subscription
+from refold.bus.errors import BrokerUnavailable, ConfigError, TooLarge
 
 
 def kill_in_memory(broker: MemoryBroker) -> None:
@@ -95,3 +99,88 @@ def test_sqlite(case, tmp_path):
 @pytest.mark.parametrize("subject", [MEMORY, PLAIN, FILE], ids=str)
 def test_nothing_is_left_out(subject):
     assert left_out(subject) == {}
+
+
+# ---- the suite itself ------------------------------------------------------------------------------------------------
+async def noticed(kind: type[MemoryBroker], sentence: str) -> Exception | None:
+    """Return how the case of this sentence notices what is wrong with the broker."""
+    subject = in_memory(kind, kind.__name__, patience=3.0)
+    (case,) = [case for case in cases_of(subject) if str(case) == sentence]
+    try:
+        await case.run(subject)
+    except Exception as error:
+        return error
+    return None
+
+
+def test_every_broken_broker_is_caught_by_the_case_of_its_promise():
+    async def judge_all():
+        several = asyncio.Semaphore(8)
+
+        async def judge(kind, sentence):
+            async with several:
+                return await noticed(kind, sentence)
+
+        return await asyncio.gather(*(judge(*broken) for broken in BROKEN))
+
+    raising = {
+        "ClosesOnce": BrokerUnavailable, "DropsWhatItHasAcceptedWhenItCloses": BrokerUnavailable,
+        "CountsACallAsOneAppend": TooLarge, "RaisesForNobody": KeyError, "StaysWhenItIsCancelled": ConfigError,
+    }  # fmt: skip
+    found = {kind.__name__: error for (kind, _), error in zip(BROKEN, asyncio.run(judge_all()), strict=True)}
+    for name, error in found.items():
+        print(f"{name}: {type(error).__name__} {error}")
+    caught = [name for name, error in found.items() if type(error) is raising.get(name, PromiseBroken)]
+    assert len(found) == len(BROKEN)
+    print(f"{len(caught)} of {len(found)} broken brokers are caught")
+    assert [name for name in found if name not in caught] == []
+
+
+def test_nearly_every_case_has_a_broker_that_it_caught():
+    """What is left has nothing to break in a broker that lives in this process."""
+    left = {str(case) for case in CASES} - {sentence for _, sentence in BROKEN}
+    assert left == {
+        "a broker that was never opened can be closed", "another process is not on the same log",
+        "nothing is there after a restart",
+    }  # fmt: skip
+
+
+def test_every_method_and_every_capability_of_the_port_has_its_cases():
+    proved = {method for case in CASES for method in case.proves}
+    port = {
+        f"{kind.__name__}.{name}" for kind in (Broker, Subscription, Listener) for name in vars(kind)
+        if not name.startswith("_")
+    }  # fmt: skip
+    assert port - proved == set()
+    assert proved - port == set()
+    for capability in Capabilities.__struct_fields__:
+        assert [case for case in CASES if case.claims == capability], capability
+        assert [case for case in CASES if case.disclaims == capability], capability
+
+
+def test_what_cannot_be_judged_is_named_and_refused_and_never_passes():
+    def new_log():
+        log = Log()
+        return lambda: MemoryBroker(log)
+
+    bare = Subject("bare", new_log)
+    without = left_out(bare)
+    assert len(without) == 3
+    assert set(without.values()) == {"Subject(kill=)", "Subject(stall=)"}
+    assert {str(case) for case in cases_of(bare)}.isdisjoint(without)
+    for case in CASES:
+        if case not in cases_of(bare):
+            with pytest.raises(NotApplicable):
+                asyncio.run(case.run(bare))
+
+
+def test_the_suite_needs_no_test_runner_and_says_which_promise_was_broken():
+    (kind,) = [kind for kind, _ in BROKEN if kind.__name__ == "LosesTheSecondRecordOfAnItem"]
+    error = asyncio.run(noticed(kind, "each record has a position of its own and they grow in order"))
+    (note,) = error.__notes__
+    assert note == (
+        "LosesTheSecondRecordOfAnItem breaks a promise of Broker.append: "
+        "each record has a position of its own and they grow in order"
+    )
+    code = "import sys, refold.brokers.conformance; sys.exit('pytest' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -31,7 +31,8 @@ Not judged, since nobody outlives it here: what happens at `stall_limit`, when t
 from __future__ import annotations
 
 from . import appending, checkpoints, delivery, hints, log, ownership, presence, processes, reading, refusing
-from .case import Case, NotApplicable, PromiseBroken
+from .case import Case, NotApplicable
+from .promise import PromiseBroken
 from .subject import Subject
 
 CASES: tuple[Case, ...] = tuple(

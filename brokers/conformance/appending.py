@@ -22,8 +22,8 @@ async def an_append_is_there_for_every_reader_when_it_returns(stage: Stage) -> N
     for n in range(10):
         ends = await reader.positions("end")
         (at,) = await appended(writer, of(writer, key, f"r{n}"))
-        equal((await whole(reader, 1))[-1][:3], (at, key, value(f"r{n}")), "the last record that `read` returns")
-        equal((await workflow(reader, key))[-1].position, at, "the last record that `read_workflow` returns")
+        equal([r[:3] for r in await whole(reader, 1)][-1:], [(at, key, value(f"r{n}"))], "the last that `read` returns")
+        equal([r.position for r in await workflow(reader, key)][-1:], [at], "the last that `read_workflow` returns")
         equal([r.value for r in await reader.read_at(1, [at])], [value(f"r{n}")], "what `read_at` returns")
         now = await reader.positions("end")
         check(now[1] > at >= ends[1] and now[0] == ends[0], f"the ends {ends} became {now} by a record at {at}")
@@ -166,6 +166,7 @@ async def raw_records_are_appended_in_order_and_never_refused(stage: Stage) -> N
     raw = [(key, value("a")), (None, value("a")), (key, value("a")), ("elsewhere", b"\xff")]
     positions = await broker.append_raw(0, raw) + await broker.append_raw(0, raw)
     check(list(positions) == sorted({*positions, known} - {known}), f"positions of raw records: {positions}")
+    equal(len(positions), 8, "how many positions eight raw records have")
     found = [r[:3] for r in await whole(reader, 0)][1:]
     equal(found, [(p, *r) for p, r in zip(positions, raw * 2, strict=True)], "raw records in the log")
     equal(await broker.append_raw(1, []), (), "the positions of no records")
@@ -174,7 +175,7 @@ async def raw_records_are_appended_in_order_and_never_refused(stage: Stage) -> N
 @CASES.add("Broker.append", "Broker.append_raw")
 async def a_record_has_the_time_at_which_the_log_took_it_and_is_found_by_it(stage: Stage) -> None:
     broker, reader = await stage.pair()
-    positions = []
+    positions: list[int] = []
     times: list[float] = []
     while len(set(times)) < 4:
         positions += await appended(broker, item(0, None, f"r{len(positions)}"))

@@ -4,13 +4,20 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from .promise import PromiseBroken
 from .stage import Stage
 from .subject import Subject
 
-Act = Callable[[Stage], Awaitable[None]]
+
+class Act(Protocol):
+    """What is done to the broker."""
+
+    __name__: str
+
+    def __call__(self, stage: Stage) -> Awaitable[None]: ...
+
 
 
 class NotApplicable(Exception):
@@ -88,7 +95,7 @@ class Cases(list[Case]):
         """Take a function as a case; its name is the sentence."""
 
         def take(act: Act) -> Act:
-            sentence = act.__name__.replace("_", " ")  # type: ignore[attr-defined]
+            sentence = act.__name__.replace("_", " ")
             self.append(Case(sentence, proves, act, claims, disclaims, hooks))
             return act
 

@@ -58,11 +58,14 @@ async def a_member_that_joins_gets_a_share_and_the_owner_is_asked_for_it(stage: 
 @CASES.add("Broker.subscribe", "Subscription.release")
 async def an_owner_that_does_not_release_keeps_what_was_revoked_while_it_lives(stage: Stage) -> None:
     broker, other = await stage.pair(FOUR)
-    first = await stage.lone(broker, "a")
+    lease = stage.subject.lease
+    first = await stage.lone(broker, "a", lease=lease)
     first.obliging = False
-    second = await stage.join(other, "b")
+    second = await stage.join(other, "b", lease=lease)
     await stage.until(lambda: first.told(Revoked), first, second)
-    revoked = first.told(Revoked)[0]
+    revoked, asked = first.told(Revoked)[0], monotonic()
+    await stage.until(lambda: monotonic() > asked + 2 * lease, first, second)
+    equal(first.told(Lost), [], "what a living owner has lost that did not release")
     first.seek(revoked.partition)
     await appended(broker, item(revoked.partition, None, "a"))
     equal(values(await first.take(revoked.partition, 1)), [value("a")], "records of a partition that was revoked")

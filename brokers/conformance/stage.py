@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Awaitable, Callable, Collection, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Iterator, Sequence
 from typing import TypeVar
 
 from ...bus.broker import (
@@ -110,9 +110,9 @@ class Stage:
         while not await condition():  # noqa: ASYNC110 - a broker has no event for it
             await asyncio.sleep(0.005)
 
-    async def lone(self, broker: Broker, name: str = "a", **how: float) -> Member:
+    async def lone(self, broker: Broker, name: str = "a", *, lease: float = LONG) -> Member:
         """Return a member that owns every partition."""
-        member = await self.join(broker, name, **how)
+        member = await self.join(broker, name, lease=lease)
         await self.until(lambda: len(member.epochs) == broker.meta.partitions, member)
         return member
 
@@ -186,7 +186,7 @@ def values(records: Sequence[Stored]) -> list[bytes]:
 
 
 @contextlib.contextmanager
-def raising(*kinds: type[Exception], what: str):  # type: ignore[no-untyped-def]
+def raising(*kinds: type[Exception], what: str) -> Iterator[None]:
     """Check that the body raises one of these."""
     wanted = " or ".join(kind.__name__ for kind in kinds)
     try:
@@ -203,4 +203,7 @@ def monotonic() -> float:
     return time.monotonic()
 
 
-__all__ = ["LONG", "TWO", "Member", "PromiseBroken", "Stage", "check", "equal"]
+__all__ = [
+    "LONG", "TWO", "Member", "Stage", "appended", "check", "equal", "item", "keys", "monotonic", "of", "positions_of",
+    "raising", "value", "values", "whole", "workflow",
+]  # fmt: skip
