@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from .output import Screen
 from .settings import JsonOption
+
+PIPED_WIDTH = 100
+"""Columns where no terminal says how many."""
 
 
 def demo(
@@ -38,8 +44,12 @@ def demo(
     """
     from ..demo.stage import NoModules, perform
 
+    known = sys.stdout.isatty() or "COLUMNS" in os.environ
+    console = Screen(highlight=False, width=None if known else PIPED_WIDTH)
     try:
-        code = perform(path, sabotage=sabotage, analyzers=analyzers, latency=latency, json=json, svg=svg)
+        code = perform(
+            path, sabotage=sabotage, analyzers=analyzers, latency=latency, json=json, svg=svg, console=console
+        )
     except NoModules as error:
         raise typer.BadParameter(str(error), param_hint="PATH") from None
     raise typer.Exit(code)

@@ -175,7 +175,7 @@ def _processes(rows: list[Row], most: int) -> Table:
     for column in ("pid", "queued", "done", "calls"):
         table.add_column(column, justify="right", no_wrap=True)
     table.add_column("at work on", no_wrap=True, overflow="ellipsis", ratio=1)
-    shown = rows if len(rows) <= most else rows[: max(1, most - 1)]
+    shown = rows if len(rows) <= most else _most_telling(rows, max(1, most - 1))
     for row in shown:
         calls = str(row.calls) if row.calls >= 0 else ""
         table.add_row(row.member, str(row.pid), str(row.queued or ""), str(row.done or ""), calls, _now_of(row),
@@ -183,6 +183,12 @@ def _processes(rows: list[Row], most: int) -> Table:
     if len(shown) < len(rows):
         table.add_row(f"{len(rows) - len(shown)} more", style="dim")
     return table
+
+
+def _most_telling(rows: list[Row], most: int) -> list[Row]:
+    """The killed one and those at work, in their old order."""
+    telling = sorted(rows, key=lambda row: (not row.killed, not row.at_work))[:most]
+    return [row for row in rows if row in telling]
 
 
 def _now_of(row: Row) -> Text:

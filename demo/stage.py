@@ -50,8 +50,6 @@ PARTS = (
     "refold.db", "refold.db-wal", "refold.db-shm", "refold.db-tidy", "invoice.jsonl", "report.md", "sections", "logs",
 )  # fmt: skip
 """What a run leaves in its folder; the next one begins without it."""
-WIDTH = 100
-"""Columns where no terminal says how many."""
 
 
 class NoModules(RefoldError):
@@ -68,16 +66,17 @@ class ReviewFailed(Failure):
 
 def perform(
     path: Path | None = None, *, sabotage: bool = False, analyzers: int = USUAL, latency: float | None = None,
-    json: bool = False, svg: Path | None = None, out: Path = OUT,
+    json: bool = False, svg: Path | None = None, out: Path = OUT, console: Console | None = None,
 ) -> int:  # fmt: skip
     """Run the demo over the modules below `path` (default: refold itself); return the exit code.
 
     0: everything is proved; 1: something is not; 130, 143: interrupted. Writes only below `out`, and `svg`, a picture
     of the run, where one is asked for. `latency`: mean seconds of a call of the pretend provider, by default so much
-    that a run can be watched. Raises NoModules, ConfigError, DemoRuns, and ReviewFailed where there is no report.
+    that a run can be watched. What `console` raises where nobody reads it ends the run too.
+
+    Raises NoModules, ConfigError, DemoRuns, and ReviewFailed where there is no report.
     """
-    terminal = sys.stdout.isatty() or "COLUMNS" in os.environ
-    console = Console(highlight=False, width=None if terminal else WIDTH)
+    console = console or Console(highlight=False)
     root, title, total = subject(path)
     latency = pace(total, analyzers) if latency is None else latency
     if svg is not None:
@@ -89,7 +88,7 @@ def perform(
             screen = _screen(console, Scene(title, f"sqlite:///{out}/refold.db", time.time()), json)
             outcome, peak = await run_on(screen, job, latency, out, analyzers)
         if json:
-            sys.stdout.write(msgspec.json.encode(outcome).decode() + "\n")
+            print_json(outcome, console)
         else:
             console.print(told(outcome), crop=False)
         if svg is not None:
@@ -162,8 +161,17 @@ def told_well(out: Path) -> Iterator[None]:
         raise ReviewFailed(f"{why} (its processes' logs are in {out / 'logs'})") from error
 
 
+def print_json(outcome: Outcome, console: Console) -> None:
+    """Print one document on one line."""
+    try:
+        sys.stdout.write(msgspec.json.encode(outcome).decode() + "\n")
+        sys.stdout.flush()
+    except BrokenPipeError:
+        console.on_broken_pipe()
+
+
 def _screen(console: Console, scene: Scene, json: bool) -> Screen:
-    kind = Screen if json else Full if console.is_terminal else Lines
+    kind = Screen if json else Full if console.is_terminal and not console.is_dumb_terminal else Lines
     return kind(console, scene)
 
 

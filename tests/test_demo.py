@@ -352,6 +352,28 @@ def test_processes_of_a_demo_that_was_killed_end_by_themselves(
         go(until(lambda: left_in(tmp_path) == [], within=28))
 
 
+def test_a_process_that_dies_by_itself_ends_the_run_and_is_named(
+    tmp_path: Path, project: Path, go: Callable[[Any], Any], until: Until
+) -> None:
+    with at_work(tmp_path, project, go, until) as terminal:
+        (writer,) = (p for p in psutil.Process(terminal.process.pid).children() if "writer" in p.cmdline())
+        writer.kill()
+        assert terminal.end() == 1
+    assert left_in(tmp_path) == []
+    assert f"writer (pid {writer.pid}) ended with -9" in terminal.seen.decode()
+
+
+def test_a_reader_that_goes_away_ends_the_run_quietly(tmp_path: Path, project: Path) -> None:
+    line = [*REFOLD, "demo", str(project), *QUICK]
+    with subprocess.Popen(line, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None and process.stderr is not None
+        process.stdout.readline()
+        process.stdout.close()
+        assert process.stderr.read() == b""
+        assert process.wait(60) == 0
+    assert left_in(tmp_path) == []
+
+
 # ---- what cannot be reviewed ----------------------------------------------------------------------------------------
 def test_a_path_that_has_nothing_to_review_is_a_usage_error(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()

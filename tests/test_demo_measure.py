@@ -12,13 +12,15 @@ from pathlib import Path
 
 import pytest
 
-import refold
+import refold.demo
 from refold.demo.measure import measure
-from refold.demo.messages import MAX_BYTES, Finding, Function, Survey
+from refold.demo.messages import MAX_BYTES, Assemble, CheckReport, Finding, Function, Survey
 from refold.demo.recount import recount
-from refold.demo.survey import modules_of, survey
+from refold.demo.report import write_report
+from refold.demo.survey import look, modules_of, survey
+from refold.demo.validate import check_report
 
-FOLDERS = [Path(package.__file__ or "").parent for package in (json, asyncio, email, refold)]
+FOLDERS = [Path(package.__file__ or "").parent for package in (json, asyncio, email, refold.demo)]
 
 TRICKY = '''\
 from os import *; from sys import \\
@@ -160,3 +162,33 @@ def test_the_survey_takes_modules_only_once_and_follows_no_links(tmp_path: Path)
     assert [m.error for m in first.modules] == ["", "", ""]
     assert rest.modules[0].error.startswith(f"{MAX_BYTES + 1} bytes are too many")
     assert rest.modules[1].error.startswith("line 2: ")
+
+
+@pytest.mark.parametrize(
+    ("source", "said"),
+    [
+        (b"x = 1\ndef (:\n", "line 2: "),
+        (b"# caf\xe9\nx = 1\n", "invalid or missing encoding declaration"),
+        (b"# coding: nonsense\n", "unknown encoding: nonsense"),
+        (b"# coding: rot13\n", "'rot13' is not a text encoding"),
+        (b"x = 1\0\n", "source code string cannot contain null bytes"),
+        (b"x = " + b"-" * 50_000 + b"1\n", "nested too deeply"),
+        (b"# coding: latin-1\n# caf\xe9\n", ""),
+    ],
+)
+def test_what_is_no_python_is_reported_with_a_reason_and_the_validator_agrees(
+    tmp_path: Path, source: bytes, said: str
+) -> None:
+    (tmp_path / "m.py").write_bytes(source)
+    module = look(str(tmp_path), "m.py")
+    assert module.error.startswith(said) and bool(module.error) == bool(said)
+    if said:
+        write_report(Assemble(str(tmp_path), "it", [], [module]))
+        wanted = CheckReport(str(tmp_path), str(tmp_path), "report.md", [], [module])
+        assert check_report(wanted).objections == []
+        (tmp_path / "m.py").write_bytes(b"x = 1\n")
+        assert [o.counted for o in check_report(wanted).objections] == ["it can be compiled"]
+
+
+def test_a_file_that_is_gone_is_unreadable(tmp_path: Path) -> None:
+    assert look(str(tmp_path), "gone.py").error == "cannot be read: No such file or directory"
