@@ -8,10 +8,9 @@ from typing import NamedTuple
 from ..bus.broker import Broker
 from ..bus.codec import envelope
 from ..bus.errors import UndecodableRecord
-from ..bus.kinds import PARTITION
 from ..bus.message import Envelope
 from ..bus.partition import partition_of
-from .partition import listen
+from .partition import is_own, listen
 from .verdict import Verdict
 from .view import Listeners
 from .workflow import Workflow
@@ -58,11 +57,11 @@ class Follower:
                     r = envelope(stored.value)
                 except UndecodableRecord:
                     continue
-                if r.message_type in PARTITION:
+                if is_own(r) and stored.key is None:
                     self.owners[r.id] = r
                     for agent, wanted in list(listen(self.listeners, r)):
                         self.workflow.view.claim(agent, wanted)
-                elif r.correlation_id == self.correlation:
+                elif r.correlation_id == stored.key == self.correlation:
                     verdict = self.workflow.admit(r, stored.position, dict(self.listeners))
                     yield Judged(stored.position, stored.time, verdict, r, stored.value)
             after = page.next

@@ -101,7 +101,7 @@ class PartitionFold:
 
     def _needs_history(self, r: Envelope) -> bool:
         correlation = r.correlation_id
-        if r.message_type in kinds.PARTITION or self.is_stray(r):
+        if is_own(r) or self.is_stray(r):
             return False
         w = self.find(correlation) or self.recent.get(correlation)
         if w is not None:
@@ -120,7 +120,7 @@ class PartitionFold:
 
     def is_stray(self, r: Envelope) -> bool:
         """The record does not belong to this partition."""
-        if r.message_type in kinds.PARTITION:
+        if is_own(r):
             return False
         return partition_of(r.correlation_id, self.partitions) != self.partition
 
@@ -128,12 +128,13 @@ class PartitionFold:
         """Fold one record. `missing` must have been asked, and answered by `restore`."""
         position = stored.position
         self.position, self.last_id = position, r.id
-        if r.message_type in kinds.PARTITION:
-            self._own(r, position)
+        if not r.correlation_id:  # of the partition: no other record has none
+            if stored.key is None:
+                self._own(r, position)
             return Folded(position, r, Verdict.LEDGER, None, stored.value)
         w = self.live.get(r.correlation_id)
-        if w is None:
-            if self.is_stray(r):
+        if w is None or stored.key != r.correlation_id:
+            if self.is_stray(r) or stored.key != r.correlation_id:
                 self.strays[position] = None
                 return Folded(position, r, Verdict.MISPLACED, None, stored.value)
             w = self.workflow(r.correlation_id)
@@ -170,10 +171,10 @@ class PartitionFold:
                 r = envelope(stored.value)
             except UndecodableRecord:
                 continue
-            if stored.key is None or r.message_type in kinds.PARTITION:
+            if is_own(r) and stored.key is None:
                 for agent, wanted in list(listen(listeners, r)):
                     w.view.claim(agent, wanted)
-            elif r.correlation_id == correlation:
+            elif r.correlation_id == stored.key == correlation:
                 w.admit(r, stored.position, dict(listeners))
         self.entries.pop(correlation, None)
         self.live.pop(correlation, None)
@@ -245,6 +246,12 @@ class PartitionFold:
         self.position, self.last_id = position, last_id
         for entry in entries:
             self.entries[peek(entry).correlation] = entry
+
+
+def is_own(r: Envelope) -> bool:
+    """The record belongs to a partition and to no workflow. It counts where it has no key, so that everybody who reads
+    one workflow of the partition meets it too; a workflow's record counts under its workflow's key."""
+    return r.message_type in kinds.PARTITION and not r.correlation_id
 
 
 def listen(listeners: Listeners, r: Envelope) -> Iterator[tuple[str, tuple[str, ...]]]:

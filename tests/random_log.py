@@ -28,7 +28,7 @@ class RandomLog:
     """
 
     def __init__(self, seed: int, *, workflows: int = 6, partition: int = 0, partitions: int = 2) -> None:
-        self.random = random.Random(seed)
+        self.seed, self.random = seed, random.Random(seed)
         self.partition, self.partitions = partition, partitions
         names = (f"w{seed}-{i}" for i in range(100_000))
         mine = (n for n in names if partition_of(n, partitions) == partition)
@@ -64,7 +64,7 @@ class RandomLog:
         self.number += 1
         fields.setdefault("sender_id", "client")
         fields.setdefault("receiver_id", "*")
-        fields.setdefault("id", f"m{self.number}")
+        fields.setdefault("id", f"m{self.seed}-{self.number}")
         fields.setdefault("payload", {"n": self.number})
         return AgentMessage(message_type=kind, timestamp=float(self.number), **fields)
 
@@ -72,7 +72,7 @@ class RandomLog:
         w = self.folds[self.random.choice(self.names)]
         acts = [
             (3, self._outside), (1, self._owner), (24, self._work), (2, self._control), (2, self._ledger),
-            (1, self._again), (1, self._stale), (2, self._reply), (0.3, self._noise),
+            (1, self._again), (1, self._stale), (2, self._reply), (0.4, self._noise),
         ]  # fmt: skip
         (act,) = self.random.choices([a for _, a in acts], [weight for weight, _ in acts])
         act(w)
@@ -257,12 +257,29 @@ class RandomLog:
     def _noise(self, w: Workflow) -> None:
         """Bytes that are no record, and records that belong elsewhere."""
         position = len(self.records) * 3 + 2
-        if self.random.random() < 0.5:
+        chance = self.random.random()
+        if chance < 0.4:
             self.records.append(Stored(position, w.correlation, NO_RECORD, 1000.0 + position))
+            return
+        if chance < 0.6:
+            self._misfiled(w, position)
             return
         other = next(n for i in range(1000) if partition_of(n := f"stray{i}", self.partitions) != self.partition)
         stray = self._message("task_request", correlation_id=other, receiver_id="a")
         self.records.append(Stored(position, other, codec.encode(stray), 1000.0 + position))
+
+
+    def _misfiled(self, w: Workflow, position: int) -> None:
+        """A record under a key that is not its workflow's, or an owner's under a workflow's: whoever reads one
+        workflow cannot meet both, so they count nowhere here."""
+        fact = facts.Owner(group="g", epoch=999, agents=dict.fromkeys(AGENTS, KINDS))
+        made = [
+            (f"{w.correlation}x", self._message("task_request", correlation_id=w.correlation, receiver_id="a")),
+            (None, self._message("task_request", correlation_id=w.correlation, receiver_id="a")),
+            (w.correlation, self._message(kinds.OWNER, correlation_id="", fact=fact)),
+        ]
+        key, m = self.random.choice(made)
+        self.records.append(Stored(position, key, codec.encode(m), 1000.0 + position))
 
 
 async def written(log: RandomLog) -> MemoryBroker:
@@ -280,10 +297,10 @@ def whole(log: RandomLog, records: list[Stored]) -> dict[str, Workflow]:
         if s.value == NO_RECORD:
             continue
         r = codec.envelope(s.value)
-        if r.message_type in kinds.PARTITION:
+        if s.key is None and not r.correlation_id:
             for agent, wanted in list(listen(listeners, r)):
                 for w in folds.values():
                     w.view.claim(agent, wanted)
-        elif r.correlation_id in folds:
+        elif r.correlation_id == s.key and r.correlation_id in folds:
             folds[r.correlation_id].admit(r, s.position, dict(listeners))
     return folds

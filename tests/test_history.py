@@ -75,7 +75,7 @@ def test_a_point_of_the_past_never_changes(go, seed):
     go(main())
 
 
-@pytest.mark.parametrize("seed", [7, 11, 12])
+@pytest.mark.parametrize("seed", [8, 11, 12])
 def test_every_way_to_name_a_point(go, seed):
     async def main():
         log = RandomLog(seed, workflows=1)
