@@ -4,34 +4,55 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from importlib import import_module
-from importlib.metadata import entry_points
-from urllib.parse import urlsplit
+from importlib.metadata import EntryPoint, entry_points
 
 from ..bus.broker import Broker
-from ..bus.errors import UnknownBroker
+from ..bus.errors import ConfigError, UnknownBroker
 
 BUILT_IN = {"memory": ".memory", "sqlite": ".sqlite"}
 COMING = {"kafka", "nats"}
+GROUP = "refold.brokers"
 
 
 def open_broker(url: str) -> Broker:
-    """Return the broker of a URL, not yet opened: use it as `async with`. Raises UnknownBroker.
+    """Return the broker of a URL, not yet opened: use it as `async with`.
 
-    Others' brokers are found by the entry-point group `refold.brokers`: name = scheme, value = `from_url(url)`.
+    Others' brokers are found by the entry-point group `refold.brokers`: name = scheme, value = `from_url(url)`; the
+    schemes of refold cannot be taken. Raises UnknownBroker; ConfigError where the one that is installed cannot be
+    used, or several are, and what its `from_url` raises.
     """
-    scheme = urlsplit(url).scheme
-    if "://" not in url:
+    scheme, found, _ = url.partition("://")
+    if not found:
         raise UnknownBroker(f"{url!r} is no broker URL: for a file write sqlite:///{url}")
-    for entry in entry_points(group="refold.brokers"):
-        if entry.name == scheme and scheme not in BUILT_IN:
-            make: Callable[[str], Broker] = entry.load()
-            return make(url)
+    scheme = scheme.lower()
     if scheme in BUILT_IN:
         broker: Broker = import_module(BUILT_IN[scheme], __name__).from_url(url)
         return broker
+    installed = {entry.value: entry for entry in entry_points(group=GROUP, name=scheme)}
+    if len(installed) > 1:
+        names = ", ".join(_named(entry) for entry in installed.values())
+        raise ConfigError(f"several brokers are installed for {scheme}://: {names}; remove all but one")
+    for entry in installed.values():
+        return _load(entry)(url)
     more = " (its adapter is not part of this release)" if scheme in COMING else ""
-    known = sorted({*BUILT_IN, *(e.name for e in entry_points(group="refold.brokers"))})
+    known = sorted({*BUILT_IN, *(e.name for e in entry_points(group=GROUP))})
     raise UnknownBroker(f"no broker for {scheme}://{more}; there is {', '.join(f'{k}://' for k in known)}")
+
+
+def _load(entry: EntryPoint) -> Callable[[str], Broker]:
+    """Import what an entry point names. Raises ConfigError."""
+    try:
+        make: Callable[[str], Broker] = entry.load()
+    except Exception as error:
+        raise ConfigError(f"{_named(entry)} cannot be imported ({error}): install or remove it again") from error
+    if not callable(make):
+        raise ConfigError(f"{_named(entry)} is no function from a URL to a broker")
+    return make
+
+
+def _named(entry: EntryPoint) -> str:
+    package = f" of the package {entry.dist.name}" if entry.dist is not None else ""
+    return f"the broker {entry.value}{package}"
 
 
 __all__ = ["open_broker"]

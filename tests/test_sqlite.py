@@ -10,6 +10,7 @@ import math
 import os
 import signal
 import sqlite3
+import subprocess
 import sys
 import threading
 import time
@@ -383,6 +384,8 @@ def test_a_file_that_was_removed_or_replaced_takes_nothing_more(go, tmp_path):
             path.write_bytes((tmp_path / "moved.db").read_bytes())
             with pytest.raises(LogMissing, match="replaced"):
                 await broker.append([item(0, "w", "b")])
+            with pytest.raises(LogMissing, match="replaced"):
+                await broker.ensure_log()  # what is open would go on with the file that is gone
 
     go(main())
 
@@ -543,13 +546,18 @@ def test_the_write_ahead_log_is_emptied_before_it_fills_the_disk(go, until, tmp_
 
     async def main():
         async with opened(tmp_path / "log.db") as broker:
-            sizes = []
-            for n in range(80):
+            sizes = [0]
+            for n in range(2000):
                 await broker.append([Item(n % 2, f"w{n}", (Outgoing(f"r{n}", bytes(50_000)),))])
                 sizes.append((tmp_path / "log.db-wal").stat().st_size)
-            assert max(sizes) < 3_000_000 < 80 * 50_000
-            assert (tmp_path / "log.db").stat().st_size > 1_000_000
-            assert len((await broker.read(0)).records) == 40
+                if sizes[-1] < sizes[-2]:
+                    break
+            else:
+                pytest.fail(f"100 MB were appended, the write-ahead log has {sizes[-1]}")
+            assert sizes[-2] > 1_000_000, "it was emptied before that was due"
+            assert (tmp_path / "log.db").stat().st_size > (len(sizes) - 2) * 50_000, "what was emptied is nowhere"
+            assert sum((await broker.positions("end")).values()) == len(sizes) + 1
+            assert [r.value for r in (await broker.read(0, limit=5)).records] == [bytes(50_000)] * 5
 
     go(main())
 
@@ -819,6 +827,198 @@ def test_members_that_follow_their_plans_come_to_own_all_that_is_wanted_in_even_
     if all(w is None for w in live.values()):
         counts = [sum(r.owner == name for r in rows.values()) for name in live]
         assert max(counts) - min(counts) <= 1
+
+
+def test_a_member_that_is_cancelled_while_it_joins_has_not_joined(go, tmp_path, monkeypatch):
+    entering, go_on = threading.Event(), threading.Event()
+    enter = Keeper._enter
+
+    def slowly(self, *more, **how):
+        entering.set()
+        go_on.wait(10)
+        enter(self, *more, **how)
+
+    async def main():
+        async with opened(tmp_path / "log.db") as broker:
+
+            async def join():
+                async with broker.subscribe("g", "m"):
+                    pytest.fail("it was cancelled")
+
+            monkeypatch.setattr(Keeper, "_enter", slowly)
+            joining = asyncio.create_task(join())
+            await asyncio.to_thread(entering.wait, 10)
+            joining.cancel()
+            await asyncio.sleep(0)
+            go_on.set()
+            with pytest.raises(asyncio.CancelledError):
+                await joining
+            with contextlib.closing(sqlite3.connect(tmp_path / "log.db")) as db:
+                assert db.execute("SELECT * FROM members").fetchall() == []
+                assert db.execute("SELECT * FROM leases WHERE released = 0").fetchall() == []
+
+    go(main())
+
+
+def test_a_release_that_could_not_be_written_is_made_up_for(go, until, tmp_path, monkeypatch):
+    async def main():
+        async with opened(tmp_path / "log.db") as broker, broker.subscribe("g", "m") as sub:
+            await gather_events(sub, until, owns(2))
+
+            async def refuse(*a, **k):
+                raise LogLocked("somebody has it")
+
+            with monkeypatch.context() as patch:
+                patch.setattr(broker.writer, "do", refuse)
+                with pytest.raises(LogLocked):
+                    await sub.release(0, 1)
+            events = await gather_events(sub, until, owns(1))
+            assert events == [Assigned(0, 2)]
+
+    go(main())
+
+
+def test_one_whose_name_was_taken_while_it_was_stopped_hears_that_it_has_lost(go, until, tmp_path):
+    async def main():
+        path = tmp_path / "log.db"
+        async with (
+            opened(path) as first, opened(path) as second, opened(path) as third,
+            first.subscribe("g", "m", lease=0.3) as sub,
+        ):  # fmt: skip
+            await gather_events(sub, until, owns(2))
+            sub.keeper._turn = lambda db: None  # as if stopped
+            async with second.subscribe("g", "other", lease=0.3) as heir:
+                await gather_events(heir, until, owns(2))
+                await until(lambda: "m" not in members_in(path))
+                async with third.subscribe("g", "m", lease=0.3) as namesake:
+                    del sub.keeper._turn
+                    assert set(await gather_events(sub, until, loses(2))) >= {Lost(0, 1), Lost(1, 1)}
+                    assert sub.owned() == {} and sub.deadline(0) == -math.inf
+                    assert members_in(path)["m"] == namesake.keeper.token
+
+    go(main())
+
+
+def loses(count):
+    return lambda events: len([e for e in events if isinstance(e, Lost)]) >= count
+
+
+def members_in(path):
+    with contextlib.closing(sqlite3.connect(path)) as db:
+        return dict(db.execute("SELECT member, token FROM members"))
+
+
+def test_of_two_of_one_name_that_cannot_see_each_other_the_later_stays(go, until, tmp_path):
+    async def main():
+        path = tmp_path / "log.db"
+        async with opened(path) as broker, opened(path) as other, broker.subscribe("g", "m", lease=0.4) as sub:
+            await gather_events(sub, until, owns(2))
+            with contextlib.closing(sqlite3.connect(path, timeout=5, isolation_level=None)) as db:
+                db.execute("UPDATE members SET place = 'another container'")
+            sub.keeper._me = sub.keeper._me._replace(place="another container")
+            async with other.subscribe("g", "m", lease=0.4) as later:
+                await gather_events(sub, until, loses(2))
+                await gather_events(later, until, owns(2))
+                token, deadline = members_in(path)["m"], later.deadline(0)
+                await until(lambda: later.deadline(0) > deadline + 0.2)
+                assert members_in(path)["m"] == token == later.keeper.token
+                assert len(later.owned()) == 2 and sub.owned() == {}
+
+    go(main())
+
+
+def test_events_are_not_lost_by_a_fetch_that_cannot_read(go, until, tmp_path, monkeypatch):
+    async def main():
+        async with opened(tmp_path / "log.db") as broker, broker.subscribe("g", "m") as sub:
+            await gather_events(sub, until, owns(2))
+            sub.seek(1, 0)
+            await sub.release(0, 1)
+            await until(lambda: sub._events)
+
+            async def fail(query):
+                raise BrokerUnavailable("the disk is away")
+
+            with monkeypatch.context() as patch:
+                patch.setattr(broker.readers, "run", fail)
+                with pytest.raises(BrokerUnavailable):
+                    await sub.fetch(max_wait=0)
+            assert await sub.fetch() == [Assigned(0, 2)]
+
+    go(main())
+
+
+def test_a_checkpoint_that_cannot_be_stored_fails_alone(go, until, tmp_path):
+    async def main():
+        async with opened(tmp_path / "log.db") as broker, broker.subscribe("g", "m") as sub:
+            await gather_events(sub, until, owns(2))
+            done = await asyncio.gather(
+                broker.append([item(0, "w", "a")]), sub.save_checkpoint(0, 1, 2**70, b"", {}, []),
+                sub.save_checkpoint(0, 1, 1, b"", {b"k": object()}, []), broker.append([item(0, "w", "b")]),
+                sub.save_checkpoint(0, 1, 1, b"", {b"k": b"v"}, []), return_exceptions=True,
+            )  # fmt: skip
+            assert [type(d) for d in done] == [list, OverflowError, TypeError, list, bool]
+            assert (done[0], done[3], done[4]) == ([Appended((1,))], [Appended((2,))], True)
+            assert (await broker.checkpoint("g", 0)).entries == {b"k": b"v"}
+
+    go(main())
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="the start of a process is a time of day there")
+def test_setting_the_clock_of_the_host_makes_nobody_dead(monkeypatch):
+    mine = leases.started(os.getpid())
+    monkeypatch.setattr("psutil.boot_time", lambda: 0.0)
+    monkeypatch.setattr("psutil.Process.create_time", lambda self: 12345.0)
+    assert leases.is_running(os.getpid(), mine)
+    assert not leases.is_running(os.getpid(), mine - 1)
+
+
+def test_a_process_that_has_ended_does_not_run_whether_or_not_its_parent_knows(until):
+    process = os.spawnlp(os.P_NOWAIT, "sleep", "sleep", "100")
+    since = leases.started(process)
+    assert leases.is_running(process, since)
+    os.kill(process, signal.SIGKILL)
+    os.waitid(os.P_PID, process, os.WEXITED | os.WNOWAIT)  # it is a zombie now
+    assert leases.started(process) is None and not leases.is_running(process, since)
+    os.waitpid(process, 0)
+    assert leases.started(process) is None and not leases.is_running(process, since)
+
+
+FORKED = """
+import asyncio, os, sys
+from refold.brokers.sqlite import SqliteBroker
+from refold.bus.broker import Item, Outgoing
+from refold.bus.errors import ConfigError
+
+broker = SqliteBroker(sys.argv[1])
+
+async def opened():
+    await broker.ensure_log()
+    await broker.append([Item(0, None, (Outgoing("a", b"a"),))])
+
+async def used():
+    for call in (broker.append([Item(0, None, (Outgoing("b", b"b"),))]), broker.read(0)):
+        try:
+            await call
+        except ConfigError as error:
+            print(error)
+    await broker.aclose()
+
+asyncio.run(opened())
+child = os.fork()
+if not child:
+    asyncio.run(used())
+    sys.stdout.flush()
+    os._exit(0)
+os.waitpid(child, 0)
+asyncio.run(broker.aclose())
+"""
+
+
+def test_a_broker_that_was_carried_over_a_fork_says_so_and_hangs_nobody(tmp_path):
+    command = [sys.executable, "-W", "ignore", "-c", FORKED, str(tmp_path / "log.db")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=True)
+    assert len(done.stdout.splitlines()) == 2
+    assert all("was opened before this process was forked" in line for line in done.stdout.splitlines())
 
 
 # ---- presence, hints, health ---------------------------------------------------------------------------------------

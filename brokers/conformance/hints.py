@@ -15,7 +15,7 @@ TRIES = 50
 
 
 async def _arrives(sender: Broker, listener: Listener, hint: bytes, every: float) -> list[bytes]:
-    """Send until it has come, and return what came: each time it may be lost, not for ever. Earlier ones may be late."""
+    """Send until it has come, and return what came: each time it may be lost, but not for ever."""
     heard: list[bytes] = []
     for _ in range(TRIES):
         await sender.notify(listener.address, hint)

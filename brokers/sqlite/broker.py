@@ -33,7 +33,7 @@ from ...bus.clock import Clock
 from ...bus.errors import ConfigError, LogMissing, RefoldError
 from ...bus.partition import partition_of
 from . import appending, checkpoints, health, presence as presences, reading, schema
-from .connection import connect, identity, patiently, refuse_network, transact, translated
+from .connection import connect, identity, patiently, refuse_network, same_file, transact, translated
 from .doorbell import COMMIT, MEMBERS, Doorbell, Ear
 from .keeper import Keeper, exit_stalled
 from .subscription import SqliteSubscription
@@ -90,6 +90,7 @@ class SqliteBroker:
         self._patience = patience
         self._on_stall = on_stall
         self._meta: LogMeta | None = None
+        self._opened = (0, 0)
         self._tails = appending.Tails()
         self._tidy = Tidy(self.path)
         self._bell: Doorbell | None = None
@@ -133,6 +134,8 @@ class SqliteBroker:
         return meta
 
     def _open(self, spec: LogSpec, create: bool) -> LogMeta:
+        if self._meta is not None:  # what is open writes to the file that it has opened
+            same_file(self.path, self._opened)
         self._check_path(create)
         with translated(self.path), contextlib.closing(connect(self.path, mode="rwc" if create else "rw")) as db:
             meta = schema.read_meta(db, self.path)
@@ -142,7 +145,7 @@ class SqliteBroker:
                 meta = schema.read_meta(db, self.path)
             if meta is None:
                 raise schema.missing(self.path)
-            opened = identity(self.path)
+            self._opened = opened = identity(self.path)
         self.writer.watch(opened)
         self.readers.watch(opened)
         if self._bell is None:

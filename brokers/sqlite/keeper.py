@@ -135,9 +135,10 @@ class Keeper:
             self.renewed = now
         self._look(db)
 
-    def _enter(self, db: sqlite3.Connection) -> None:
+    def _enter(self, db: sqlite3.Connection, again: bool = False) -> None:
+        """Write the row. One of the same name that cannot be seen from here is replaced, but does not replace back."""
         for peer in leases.read(db, self.group).peers:
-            if peer.member == self.member and peer.token != self.token and self._runs(peer):
+            if peer.member == self.member and peer.token != self.token and self._runs(peer, elsewhere=again):
                 raise ConfigError(
                     f"member {self.member!r} of group {self.group!r} is running already (pid {peer.pid}): choose "
                     "another --member"
@@ -146,7 +147,7 @@ class Keeper:
 
     def _renew(self, db: sqlite3.Connection) -> dict[int, Lease]:
         if not leases.renew(db, self.group, self.token):  # others took this member for dead and have removed it
-            self._enter(db)
+            self._enter(db, again=True)
         return leases.read(db, self.group).leases
 
     def _lose(self, seen: dict[int, Lease]) -> None:
