@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 
 import pytest
 from documents import ROOT, Likeness, blocks, commands, play
 from typer.main import get_command
 
+import refold
+from refold.agents.agent import DEFAULT_TIMEOUT
+from refold.agents.retry import EFFECT_RETRY, HANDLER_RETRY
 from refold.cli import app, exits
 
 DOCS = ROOT / "docs"
-PLAYED = ("clients.md", "handlers.md", "operating.md")
+PLAYED = ("clients.md", "handlers.md", "operating.md", "projections.md")
 NOT_PLAYED = {"performance.md": "its commands measure for minutes, and its figures are those of one machine"}
 COMMAND_LINE = (DOCS / "command-line.md").read_text("utf-8")
 WORDS = re.compile(r"`(?:refold )?([^`\n]+)`")
@@ -26,6 +30,25 @@ def test_every_page_with_code_or_commands_is_played():
     pages = [*DOCS.rglob("*.md"), ROOT / "ARCHITECTURE.md", ROOT / "CONTRIBUTING.md"]
     with_code = {p.name for p in pages if any(b.language in ("python", "console") for b in blocks(p))}
     assert with_code - set(NOT_PLAYED) == set(PLAYED)
+
+
+def test_every_public_name_is_on_a_page():
+    pages = "\n".join(path.read_text("utf-8") for path in [ROOT / "README.md", *DOCS.glob("*.md")])
+    assert [name for name in refold.__all__ if not re.search(rf"\b{name}\b", pages)] == []
+
+
+def test_the_defaults_that_the_pages_name_are_those_of_the_code():
+    page = " ".join((DOCS / "operating.md").read_text("utf-8").split())
+    settings = inspect.signature(refold.Worker).parameters
+    named = dict(re.findall(r"`(\w+)` \((?:[a-z ]+, )?([\d,]+)(?: s)?\)", page))
+    assert set(named) == {"concurrency", "threads", "max_live", "lease", "stall_limit", "drain"}
+    assert {name: float(value.replace(",", "")) for name, value in named.items()} == {
+        name: settings[name].default for name in named
+    }
+    handlers = (DOCS / "handlers.md").read_text("utf-8")
+    assert f"({HANDLER_RETRY.attempts} times in all, {HANDLER_RETRY.initial} s doubling" in handlers
+    assert f"({EFFECT_RETRY.attempts} times in all by default" in handlers
+    assert f"`timeout` ({DEFAULT_TIMEOUT:.0f} s;" in handlers
 
 
 def _help() -> dict[str, set[str]]:
