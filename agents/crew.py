@@ -35,6 +35,14 @@ class Crew:
         self.waiting: OrderedDict[Run, tuple[Place, RunKey]] = OrderedDict()
         self.ending: set[asyncio.Task[None]] = set()
         self.abandoned = 0
+        self.timed: dict[RunHost, float] = {}
+
+    def look_at_times(self) -> None:
+        """End the handlers that have run for as long as they may."""
+        now = asyncio.get_running_loop().time()
+        for host in [host for host, due in self.timed.items() if due <= now]:
+            del self.timed[host]
+            host.out_of_time()
 
     # ---- starting ----------------------------------------------------------------------------------------------------
     def queue(self, place: Place, key: RunKey, h: Handling) -> None:
@@ -67,7 +75,7 @@ class Crew:
         return agent.handlers.get(h.kind) or missing_handler(agent, h.kind)
 
     async def _work(self, place: Place, key: RunKey, run: Run, host: RunHost) -> None:
-        if not await self._on_trial(place, key, run, host):
+        if not self.worker.cohorts.running or not await self._on_trial(place, key, run, host):
             await execute(run, host)
 
     async def _carry_out(self, place: Place, key: RunKey, run: Run, work: Coroutine[Any, Any, None]) -> None:
@@ -115,12 +123,13 @@ class Crew:
         self._free(run)
         if run.last_id and not wait and (run.finishing or not run.over):
             return
-        place.remove(key, run)
+        still_there = place.remove(key, run)
         if wait:
             worker.consider_after(wait, place, key[0])
         elif not place.ended:
             worker.passed(place, key)
-            worker.later(place, key[0])
+            if still_there:  # else its last record was folded after it, and what follows was looked at then
+                worker.later(place, key[0])
 
     # ---- waiting -----------------------------------------------------------------------------------------------------
     def waits(self, place: Place, key: RunKey, run: Run) -> None:

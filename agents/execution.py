@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Sequence
+from collections.abc import Coroutine, Sequence
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +30,10 @@ if TYPE_CHECKING:
     from .worker import Worker
 
 log = logging.getLogger("refold.worker")
+
+
+COARSE = 5.0
+"""Seconds: longer running times are looked at when the worker's heart beats, shorter ones have timers of their own."""
 
 
 class Doing(Struct, frozen=True):
@@ -70,12 +74,12 @@ class RunHost:
         """Return wall time, never below the newest timestamp folded here."""
         return self.place.now(self.clock.now())
 
-    async def append(self, records: Sequence[AgentMessage], *, outcome: bool = False) -> None:
+    def append(self, records: Sequence[AgentMessage], *, outcome: bool = False) -> Coroutine[Any, Any, None]:
         """Append in order; as few appends as `max_append` allows."""
         if self.place.ended and not outcome:
             raise PartitionLost("the partition has gone to another worker")
         fence = None if outcome else self.fence()
-        await append_records(self.worker, self.place.partition, self.key[0], records, fence)
+        return append_records(self.worker, self.place.partition, self.key[0], records, fence)
 
     def fence(self) -> Fence:
         """Return whose right this run's appends claim."""
@@ -95,17 +99,23 @@ class RunHost:
         assert self.run is not None
         loop = asyncio.get_running_loop()
         self._since = loop.time()
-        self._timer = loop.call_later(max(self.run.budget, 0), self._out_of_time)
+        if self.run.budget > COARSE:
+            self.worker.crew.timed[self] = self._since + self.run.budget
+        else:
+            self._timer = loop.call_later(max(self.run.budget, 0), self.out_of_time)
 
     def stopped(self) -> None:
         """The run has no slot any more."""
+        timed = self.worker.crew.timed.pop(self, None) is not None
         if self._timer is not None:
-            assert self.run is not None
             self._timer.cancel()
-            self._timer = None
+            self._timer, timed = None, True
+        if timed:
+            assert self.run is not None
             self.run.budget -= asyncio.get_running_loop().time() - self._since
 
-    def _out_of_time(self) -> None:
+    def out_of_time(self) -> None:
+        """The handler has run for as long as it may."""
         run = self.run
         if run is not None and not run.finishing:
             run.fail(HandlerTimeout(f"the handler ran for more than {run.handler.timeout} s; see `timeout=`"))
@@ -183,7 +193,8 @@ async def execute(run: Run, host: RunHost) -> None:
     await load(run, host)
     if run.over:
         return
-    await _announce(run, host)
+    if run.announce or run.expires is not None:
+        await _announce(run, host)
     token = doing.set(Doing(run.correlation, run.agent, run.message_id, run.tries + 1))
     started = host.clock.monotonic()
     host.started()
@@ -207,7 +218,8 @@ async def conclude(run: Run, host: RunHost, records: list[AgentMessage], seconds
     if records:
         run.last_id = records[-1].id
         await host.append(records)
-        await _hint(run, host, records[-1])
+        if run.message.headers:
+            await _hint(run, host, records[-1])
     host.worker.on_handled(run, records, seconds)
 
 
@@ -250,7 +262,8 @@ def _failed(run: Run, error: BaseException) -> list[AgentMessage]:
 async def load(run: Run, host: RunHost) -> None:
     """Read the message, and the recorded values of a rerun in one go."""
     worker, place = host.worker, host.place
-    run.message = codec.decode(await host.read(run.ref))
+    raw = worker.records.at_hand(place.partition, run.ref)
+    run.message = codec.reopen(raw if raw is not None else await host.read(run.ref))
     h = run.handling()
     if h is None or not h.steps:
         return
@@ -269,6 +282,8 @@ async def _announce(run: Run, host: RunHost) -> None:
 
 async def _state(run: Run, host: RunHost) -> dict[str, Any]:
     state: dict[str, Any] = {}
+    if not run.host.workflow().view.patches:
+        return state
     patches = [ref for version, ref in run.host.workflow().view.patches if version <= run.version]
     values = await host.worker.records.read_many(host.place.partition, patches)
     for ref in patches:

@@ -25,6 +25,7 @@ log = logging.getLogger("refold.worker")
 async def fold_batch(worker: Worker, place: Place, records: list[Stored]) -> None:
     """Fold the records of one partition, in order, and let what they changed be worked on."""
     touched: dict[str, Workflow] = {}
+    now = worker.clock.now()
     for stored in records:
         if stored.position <= place.fold.position:
             continue
@@ -35,6 +36,7 @@ async def fold_batch(worker: Worker, place: Place, records: list[Stored]) -> Non
         for correlation in place.fold.missing(r):
             await worker.restore(place, correlation)
         folded = fold_one(worker, place, stored, r)
+        place.saw(r.timestamp, now)
         if folded.workflow is not None:
             touched[folded.workflow.correlation] = folded.workflow
     for w in touched.values():
@@ -49,7 +51,6 @@ def fold_one(worker: Worker, place: Place, stored: Stored, r: Envelope) -> Folde
     worker.records.put(place.partition, stored)
     folded = place.fold.fold(stored, r)
     worker.folded += 1
-    place.saw(r.timestamp, worker.clock.now())
     if folded.workflow is None:
         if folded.verdict is Verdict.MISPLACED:
             worker.strays.add(place.partition)
@@ -198,11 +199,13 @@ def consider(worker: Worker, place: Place, w: Workflow) -> None:
             return place.is_idle((w.correlation, h.agent, h.message))
         return not (run.has_slot or run.calls or run.wants_slot)
 
-    for name in dict.fromkeys(agent for agent, _ in w.view.open):
+    v = w.view
+    for name in dict.fromkeys(agent for agent, _ in v.open) if len(v.open) > 1 else next(zip(*v.open, strict=True)):
         agent = worker.agents.get(name)
         if agent is None:
             continue
-        for h in may_run(w, name, agent.concurrency, waits):
+        alone = len(v.agenda[name]) == 1 and not v.holding  # nothing can be in its way
+        for h in w.agenda(name) if alone else may_run(w, name, agent.concurrency, waits):
             key = (w.correlation, name, h.message)
             if place.run_of(w.correlation, h) is None and not place.is_idle(key):
                 _start(worker, place, key, h)

@@ -75,7 +75,7 @@ class Place:
     # ---- workflows -------------------------------------------------------------------------------------------------
     def touch(self, correlation: str) -> None:
         """Thaw a workflow that is kept as bytes; its handlings wait until something happens to them."""
-        entry = self.fold.entries.get(correlation)
+        entry = self.fold.entries.get(correlation) if self.fold.entries else None
         if entry is None:
             return
         idle = self.trust_idle and peek(entry).idle
@@ -99,7 +99,8 @@ class Place:
 
     def is_idle(self, key: RunKey) -> bool:
         """The handling waits, and nothing has happened to it."""
-        return key in self.idle.get(key[0], ())
+        idle = self.idle.get(key[0])
+        return idle is not None and key in idle
 
     def may_freeze(self, w: Workflow, hosted: set[str]) -> bool:
         """Nothing of the workflow has to run here until a record or a due time comes."""
@@ -120,19 +121,22 @@ class Place:
 
     def run_of(self, correlation: str, h: Handling) -> Run | None:
         """Return the live run of a handling."""
-        return self.runs.get(correlation, {}).get((correlation, h.agent, h.message))
+        runs = self.runs.get(correlation)
+        return runs.get((correlation, h.agent, h.message)) if runs is not None else None
 
     def add(self, key: RunKey, run: Run) -> None:
         """A run begins."""
         self.runs.setdefault(key[0], {})[key] = run
 
-    def remove(self, key: RunKey, run: Run) -> None:
-        """A run is over."""
-        runs = self.runs.get(key[0], {})
-        if runs.get(key) is run:
-            del runs[key]
-            if not runs:
-                del self.runs[key[0]]
+    def remove(self, key: RunKey, run: Run) -> bool:
+        """A run is over; False where that was known."""
+        runs = self.runs.get(key[0])
+        if runs is None or runs.get(key) is not run:
+            return False
+        del runs[key]
+        if not runs:
+            del self.runs[key[0]]
+        return True
 
     def all_runs(self) -> Iterator[tuple[RunKey, Run]]:
         """Every live run."""
@@ -148,11 +152,14 @@ class Place:
 
     def schedule(self, w: Workflow, hosted: Container[str]) -> float | None:
         """Note when the workflow is due next for one of these agents; return it."""
-        due, acted = next_due(w, hosted), self._acted.get(w.correlation)
+        due = next_due(w, hosted)
         if due is None:
-            self._dues.pop(w.correlation, None)
-            self._acted.pop(w.correlation, None)
+            if self._dues:
+                self._dues.pop(w.correlation, None)
+            if self._acted:
+                self._acted.pop(w.correlation, None)
         else:
+            acted = self._acted.get(w.correlation)
             if acted is not None and due <= acted:
                 due = acted + AGAIN  # its retry runs, or its record is on the way
             self.note_due(w.correlation, due)

@@ -30,12 +30,15 @@ class Records:
             _, value = self._hot.popitem(last=False)
             self._size -= len(value)
 
+    def at_hand(self, partition: int, ref: Ref) -> bytes | None:
+        """Return a record's bytes where they need not be read."""
+        return self._hot.get((partition, ref[0])) if ref[1] < 0 else None
+
     async def read(self, partition: int, ref: Ref) -> bytes:
         """Return a record's bytes. Raises LogTruncated."""
-        if ref[1] < 0:
-            raw = self._hot.get((partition, ref[0]))
-            if raw is not None:
-                return raw
+        raw = self.at_hand(partition, ref)
+        if raw is not None:
+            return raw
         return (await self.read_many(partition, [ref]))[ref]
 
     async def read_many(self, partition: int, refs: Iterable[Ref]) -> dict[Ref, bytes]:

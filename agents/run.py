@@ -103,6 +103,7 @@ class Run:
         self.generation = w.generation
         self.round = h.round
         self.tries = h.tries
+        self.expires = None if h.begun else h.expires
         self.writer = writer
         self.over = ""
         self.wants_slot = False
@@ -494,7 +495,7 @@ class Run:
 
     def check_size(self, r: AgentMessage) -> None:
         """Refuse a record that the log would refuse, at the call that makes it. Raises TooLarge."""
-        size = len(codec.encode(r))
+        size = len(codec.keep(r))
         if size > self.host.max_record:
             raise TooLarge(
                 f"the record of {r.message_type} has {size} bytes, the log takes {self.host.max_record}",

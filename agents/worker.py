@@ -330,8 +330,11 @@ class Worker:
     def trim(self, place: Place, w: Workflow) -> None:
         """Keep the workflows that were touched last as objects, the rest as bytes where they only wait."""
         warm = self._warm
-        warm[place, w.correlation] = None
-        warm.move_to_end((place, w.correlation))
+        key = (place, w.correlation)
+        if key in warm:
+            warm.move_to_end(key)
+            return
+        warm[key] = None
         for _ in range(min(len(warm) - LIVE_WORKFLOWS, 4)):
             (other, correlation), _ = warm.popitem(last=False)
             cold = other.fold.live.get(correlation)
@@ -368,6 +371,7 @@ class Worker:
             while True:
                 self.sub.turned()
                 self.watchdog.beat()
+                self.crew.look_at_times()
                 await self.clock.sleep(0.25)
 
     async def _timers(self) -> None:

@@ -60,11 +60,28 @@ def encode(message: AgentMessage) -> bytes:
     return raw
 
 
+def keep(message: AgentMessage) -> bytes:
+    """Return a message's bytes, and remember them: it is encoded once."""
+    raw = vars(message)[RAW] = encode(message)
+    return raw
+
+
 def decode(raw: bytes) -> AgentMessage:
     """Return the message of a record. Raises UndecodableRecord."""
     try:
         _check_text(raw)
         _identity.decode(raw)
+        message = _message.decode(raw)
+        _open_fact(message)
+    except _UNREADABLE as error:
+        raise UndecodableRecord(f"not a record of refold: {error}") from error
+    vars(message)[RAW] = raw
+    return message
+
+
+def reopen(raw: bytes) -> AgentMessage:
+    """Return the message of bytes whose envelope has been read before. Raises UndecodableRecord."""
+    try:
         message = _message.decode(raw)
         _open_fact(message)
     except _UNREADABLE as error:
