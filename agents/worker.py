@@ -125,7 +125,10 @@ class Worker:
                 loops = (self._heart, self._timers, self._checkpoints, self._parcels)
                 tasks = [self._tasks.create_task(loop()) for loop in loops]
                 stopper = self._tasks.create_task(self._stop_well())
-                await self._read()
+                try:
+                    await self._read()
+                finally:
+                    self._let_go()
                 for task in [*tasks, stopper]:
                     task.cancel()
                 await self._see_off()
@@ -136,6 +139,12 @@ class Worker:
     def stop(self) -> None:
         """Start nothing more, let running handlers end (`drain` seconds at most), save, and leave."""
         self._stopping.set()
+
+    def _let_go(self) -> None:
+        """Nothing is read any more: what still runs ends, and appends nothing (a cancelled step is no failed one)."""
+        self.draining = True
+        for place in list(self.places.values()):
+            self._end_place(place, "the worker was ended", let_calls_finish=False)
 
     async def _see_off(self) -> None:
         """Runs that were told to end have a moment for it; `on_stuck` hears of those that go on regardless."""
