@@ -77,23 +77,14 @@ def in_a_file(folder: Path, **settings) -> Subject:
     return Subject("sqlite", new_log, lease=0.3, patience=20.0, kill=lambda b: b.die(), stall=stalled_file)
 
 
-MEMORY, PLAIN = in_memory(), in_memory(PlainBroker, "plain")
+MEMORY, PLAIN = in_memory(), in_memory(PlainBroker, "memory-plain")
 FILE = in_a_file(Path("unused"))
+PROMISES = [pytest.param(s, case, id=f"{s}-{case}") for s in (MEMORY, PLAIN, FILE) for case in cases_of(s)]
 
 
-@pytest.mark.parametrize("case", cases_of(MEMORY), ids=str)
-def test_memory(case):
-    asyncio.run(case.run(MEMORY))
-
-
-@pytest.mark.parametrize("case", cases_of(PLAIN), ids=str)
-def test_memory_without_early_refusals(case):
-    asyncio.run(case.run(PLAIN))
-
-
-@pytest.mark.parametrize("case", cases_of(FILE), ids=str)
-def test_sqlite(case, tmp_path):
-    asyncio.run(case.run(in_a_file(tmp_path)))
+@pytest.mark.parametrize(("subject", "case"), PROMISES)
+def test_every_promise_of_the_port_is_kept(subject, case, tmp_path):
+    asyncio.run(case.run(in_a_file(tmp_path) if subject is FILE else subject))
 
 
 @pytest.mark.parametrize("subject", [MEMORY, PLAIN, FILE], ids=str)
@@ -104,7 +95,7 @@ def test_nothing_is_left_out(subject):
 # ---- the suite itself ------------------------------------------------------------------------------------------------
 async def noticed(kind: type[MemoryBroker], sentence: str) -> Exception | None:
     """Return how the case of this sentence notices what is wrong with the broker."""
-    subject = in_memory(kind, kind.__name__, patience=3.0)
+    subject = in_memory(kind, kind.__name__, patience=2.0)
     (case,) = [case for case in cases_of(subject) if str(case) == sentence]
     try:
         await case.run(subject)

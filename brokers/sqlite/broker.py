@@ -247,21 +247,20 @@ class SqliteBroker:
         )  # fmt: skip
         if self._ear is None and self._bell is not None:
             self._ear = self._bell.open("d", self._heard)
+        sub.joining = asyncio.create_task(asyncio.to_thread(keeper.join))
         self._subscriptions[sub] = True
-        joining = asyncio.create_task(asyncio.to_thread(keeper.join))
         try:
-            await asyncio.shield(joining)  # it goes on when this is cancelled, so it must be waited for
+            await asyncio.shield(sub.joining)  # its thread goes on when this is cancelled, so it must be waited for
             yield sub
         finally:
-            keeper.halt()
-            await asyncio.wait([joining])
             await self._part(sub)
 
     async def _part(self, sub: SqliteSubscription) -> None:
         """Leave the group, unless it has been left."""
-        alive = self._subscriptions.pop(sub, False)
+        sub.keeper.halt()
+        await asyncio.wait([sub.joining])
         await asyncio.to_thread(sub.keeper.stop)
-        if alive:
+        if self._subscriptions.pop(sub, False):
             await self._leave(sub.keeper)
 
     async def _leave(self, keeper: Keeper) -> None:

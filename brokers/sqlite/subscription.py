@@ -30,6 +30,7 @@ class SqliteSubscription:
     def __init__(self, broker: SqliteBroker, group: str) -> None:
         self.broker, self.group = broker, group
         self.keeper: Keeper
+        self.joining: asyncio.Task[None]
         self._news = asyncio.Event()
         self._loop = asyncio.get_running_loop()
         self._events: list[Event] = []
