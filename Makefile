@@ -1,5 +1,5 @@
 # Each target makes the virtual environment that it needs; nothing is installed elsewhere. PYTHON=... picks an interpreter.
-.PHONY: help test test-all check demo picture dev clean
+.PHONY: help test test-all crash-points check demo picture dev clean
 VENV := $(CURDIR)/.venv
 CHECK := $(CURDIR)/.venv-check
 DEV := $(CURDIR)/.venv-dev
@@ -7,7 +7,7 @@ TESTS ?=
 N ?= 2
 
 help: ## show the targets
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "make %-10s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "make %-13s %s\n", $$1, $$2}'
 
 test: ## pass the tests, in under 5 minutes on 2 cores (TESTS="tests/test_x.py -k word", N=processes)
 	@scripts/venv.sh $(VENV) editable test
@@ -16,6 +16,10 @@ test: ## pass the tests, in under 5 minutes on 2 cores (TESTS="tests/test_x.py -
 test-all: ## the tests, over many more generated histories
 	@scripts/venv.sh $(VENV) editable test
 	REFOLD_TESTS=thorough $(VENV)/bin/python -m pytest -n $(N) --inline-snapshot=disable $(TESTS)
+
+crash-points: ## die at every call of the log, the stores and the effects, restart, compare (a few minutes)
+	@scripts/venv.sh $(VENV) editable test
+	cd tests && $(VENV)/bin/python -m crash_points.campaign
 
 check: ## ruff, import-linter, mypy and pyright, on what ships
 	@scripts/venv.sh $(CHECK) installed test check
