@@ -6,6 +6,7 @@ import json
 import math
 import re
 from collections.abc import Iterator
+from operator import attrgetter
 from typing import Any, NoReturn
 
 import msgspec
@@ -19,6 +20,7 @@ from .values import MAX_DEPTH, check_value, printable, to_json
 ID = re.compile(r"[!-~]{1,128}")
 ID_FIELDS = ("id", "sender_id", "receiver_id", "message_type", "correlation_id", "causation_id", "in_reply_to",
              "answers", "to")  # fmt: skip
+_id_fields = attrgetter(*ID_FIELDS)
 _ANYTHING = LogMeta(log_id="", partitions=1)
 
 
@@ -80,14 +82,12 @@ def check_headers(headers: Any) -> None:
 
 def check_fields(r: Envelope) -> None:
     """Judge the envelope's values, where their types are right. Raises InvalidMessage."""
-    for path, value in _ids(r):
-        if not isinstance(value, str) or ID.fullmatch(value):
-            continue
-        if path == "correlation_id" and not value and _of_partition(r):
-            continue
-        raise InvalidMessage(
-            f"{value[:40]!r} is no id", path=f"$.{path}", remedy="use 1 to 128 printable ASCII characters, no spaces"
-        )
+    plain = r.work is None and r.origin is None
+    for value in _id_fields(r):
+        if value is not None and not (isinstance(value, str) and ID.fullmatch(value)):
+            plain = False
+    if not plain:
+        _check_ids(r)
     for name in ("timestamp", "ttl", "deadline"):
         number = getattr(r, name)
         if isinstance(number, float) and not math.isfinite(number):
@@ -96,6 +96,17 @@ def check_fields(r: Envelope) -> None:
         raise InvalidMessage(f"{r.ttl} is negative", path="$.ttl", remedy="give the seconds that it may wait")
     if isinstance(r.priority, int) and not 0 <= r.priority <= 9:
         raise InvalidMessage(f"{r.priority} is not within 0..9", path="$.priority", remedy="9 is most urgent")
+
+
+def _check_ids(r: Envelope) -> None:
+    for path, value in _ids(r):
+        if not isinstance(value, str) or ID.fullmatch(value):
+            continue
+        if path == "correlation_id" and not value and _of_partition(r):
+            continue
+        raise InvalidMessage(
+            f"{value[:40]!r} is no id", path=f"$.{path}", remedy="use 1 to 128 printable ASCII characters, no spaces"
+        )
 
 
 def _ids(r: Envelope) -> Iterator[tuple[str, object]]:

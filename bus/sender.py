@@ -70,9 +70,11 @@ class Sender:
     async def _append(self, messages: Sequence[AgentMessage]) -> list[Position]:
         meta, items = self.broker.meta, []
         for message in messages:
-            rules.check(message, meta)
+            raw = rules.check(message, meta)
             self._authorise(message)
-            raw = rules.check(self._seal(message), meta)
+            sealed = self._seal(message)
+            if sealed is not message:
+                raw = rules.check(sealed, meta)
             partition = partition_of(message.correlation_id, meta.partitions)
             items.append(Item(partition, message.correlation_id, (Outgoing(message.id, raw),)))
         results = await self.broker.append(items)

@@ -134,18 +134,19 @@ class Commit:
             last = self._last.get(key) or _last_after(self._db, item, hash)
             if last is not None and last > item.after:
                 return Conflict(last)
+        if not ids:
+            return Appended(())
         at, time = a.tails.take(self._db, item.partition, len(ids), a.now)
-        fresh = a.tails.fresh.setdefault(item.partition, [])
-        positions = []
-        for id, record in zip(ids, item.records, strict=True):
-            at += 1
+        fresh = a.tails.fresh.get(item.partition)
+        if fresh is None:
+            fresh = a.tails.fresh[item.partition] = []
+        for i, record in enumerate(item.records):
+            at, id, value = at + 1, ids[i], record.value
             self._known.setdefault((hash, id), at)
-            self._rows.append((at, hash, id, time, item.key, record.value))
-            positions.append(at & MASK)
-            fresh.append(Stored(positions[-1], item.key, record.value, time))
-        if positions:
-            self._last[key] = positions[-1]
-        return Appended(tuple(positions))
+            self._rows.append((at, hash, id, time, item.key, value))
+            fresh.append(Stored(at & MASK, item.key, value, time))
+        last = self._last[key] = at & MASK
+        return Appended((last,) if len(ids) == 1 else tuple(range(last - len(ids) + 1, last + 1)))
 
 
 Row = tuple[int, int, bytes, float, str | None, bytes]
