@@ -80,7 +80,7 @@ class Crew:
 
     async def _carry_out(self, place: Place, key: RunKey, run: Run, work: Coroutine[Any, Any, None]) -> None:
         """Run it to its end, whatever that is."""
-        worker, wait = self.worker, 0.0
+        wait = 0.0
         try:
             await work
         except asyncio.CancelledError:
@@ -89,10 +89,10 @@ class Crew:
         except PartitionLost as error:
             run.end(str(error))
         except TryAgain as error:
-            wait = place.backoff(key, worker.clock.monotonic())
+            wait = place.backoff(key)
             log.warning("%s: %s; trying again in %.1f s", run.agent, error, wait)
         except Exception:
-            wait = place.backoff(key, worker.clock.monotonic())
+            wait = place.backoff(key)
             log.exception("%s: the end of a handling could not be recorded; trying again in %.1f s", run.agent, wait)
         finally:
             self._ended(place, key, run, wait)
@@ -125,7 +125,7 @@ class Crew:
             return
         still_there = place.remove(key, run)
         if wait:
-            worker.consider_after(wait, place, key[0])
+            worker.rest(wait, place, key)
         elif not place.ended:
             worker.passed(place, key)
             if still_there:  # else its last record was folded after it, and what follows was looked at then

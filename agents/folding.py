@@ -99,8 +99,7 @@ def own_record(worker: Worker, place: Place, key: RunKey, run: Run, r: Envelope,
         run.last_id = ""
         if verdict in (Verdict.INVALID, Verdict.CONFLICT):
             log.error("refold wrote a record that admission refuses: %s is %s (%s)", r.message_type, verdict, r.id)
-            place.not_before[key] = worker.clock.monotonic() + 1.0
-            worker.consider_after(1.0, place, key[0])
+            worker.rest(1.0, place, key)
         place.remove(key, run)
 
 
@@ -212,8 +211,11 @@ def consider(worker: Worker, place: Place, w: Workflow) -> None:
 
 
 def may_run(w: Workflow, agent: str, limit: int, waits: Callable[[Handling], bool]) -> Iterator[Handling]:
-    """Yield the handlings of an agent that run or may: `limit` in log order, none behind a dead letter; a request
-    made inside the workflow does not queue behind handlings that only wait."""
+    """Yield the handlings of an agent that run or may: `limit` in log order, none behind a dead letter.
+
+    A request made inside the workflow does not queue behind handlings that only wait, nor behind what queues itself:
+    they may wait for its answer.
+    """
     barrier = min((w.view.handlings[m][a].version for a, m in w.view.holding if a == agent), default=None)
     under_way, all_wait = 0, True
     for h in w.open_handlings():
@@ -221,8 +223,9 @@ def may_run(w: Workflow, agent: str, limit: int, waits: Callable[[Handling], boo
             continue
         if barrier is not None and h.version > barrier:
             return
-        if under_way < limit or (h.kind == kinds.TASK_REQUEST and h.inside and all_wait):
-            yield h
+        if under_way >= limit and not (h.kind == kinds.TASK_REQUEST and h.inside):
+            continue
+        yield h
         under_way += 1
         all_wait = all_wait and waits(h)
         if under_way >= limit and not all_wait:
@@ -232,7 +235,7 @@ def may_run(w: Workflow, agent: str, limit: int, waits: Callable[[Handling], boo
 def _start(worker: Worker, place: Place, key: RunKey, h: Handling) -> None:
     if (place, key) in worker.cohorts.waiting or (key, h.round) in place.diverged:
         return
-    if place.not_before.get(key, 0.0) > worker.clock.monotonic():
+    if key in place.resting:
         return
     now = place.now(worker.clock.now())
     if h.due is not None and h.due > now and not h.parked:

@@ -79,13 +79,15 @@ async def _save(worker: Worker, sub: Subscription, place: Place) -> bool:
     if fold.position <= place.saved_position or not fold.last_id:
         return True
     whole, place.checkpoint_failed = place.checkpoint_failed, False
-    hosted = set(worker.agents)
+    hosted, before = set(worker.agents), (fold.changed, fold.gone)
     changed, gone = changes(fold, lambda w: place.may_freeze(w, hosted), whole=whole)
     position, anchor = fold.position, fold.last_id.encode()
     try:
         saved = await sub.save_checkpoint(place.partition, place.epoch, position, anchor, changed, gone)
     except BaseException:
-        place.checkpoint_failed = True  # what was taken out of `changed` must be written whole next time
+        place.checkpoint_failed = True  # whether it was written is not known: all of it, next time
+        fold.changed |= before[0]
+        fold.gone |= before[1]
         raise
     if saved:
         place.saved_position = position

@@ -37,7 +37,7 @@ class Place:
         self.ended = False
         self.runs: dict[str, dict[RunKey, Run]] = {}
         self.idle: dict[str, set[RunKey]] = {}
-        self.not_before: dict[RunKey, float] = {}
+        self.resting: set[RunKey] = set()
         self.diverged: set[tuple[RunKey, int]] = set()
         self._failures: dict[RunKey, int] = {}
         self.delivering: set[tuple[str, str, int, bool]] = set()
@@ -107,17 +107,15 @@ class Place:
         for h in w.open_handlings():
             if h.agent in hosted and not self.is_idle((w.correlation, h.agent, h.message)):
                 run = self.run_of(w.correlation, h)
-                if run is None or run.has_slot or run.calls:
+                if run is None or run.has_slot or run.calls or run.wants_slot:
                     return False
         return not w.duties()
 
     # ---- runs ------------------------------------------------------------------------------------------------------
-    def backoff(self, key: RunKey, monotonic: float) -> float:
+    def backoff(self, key: RunKey) -> float:
         """The log could not be reached for this handling: return the seconds until it may be tried again."""
         self._failures[key] = n = self._failures.get(key, 0) + 1
-        wait: float = min(0.1 * 2.0**n, 30.0)
-        self.not_before[key] = monotonic + wait
-        return wait
+        return float(min(0.1 * 2.0 ** min(n, 10), 30.0))
 
     def run_of(self, correlation: str, h: Handling) -> Run | None:
         """Return the live run of a handling."""

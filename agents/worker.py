@@ -320,6 +320,16 @@ class Worker:
         """Look at the workflow again after that time."""
         self._loop.call_later(seconds, self.later, place, correlation)
 
+    def rest(self, seconds: float, place: Place, key: RunKey) -> None:
+        """Start this handling no sooner than after that time; look at it then."""
+
+        def over() -> None:
+            place.resting.discard(key)
+            self.later(place, key[0])
+
+        place.resting.add(key)
+        self._loop.call_later(seconds, over)
+
     def passed(self, place: Place, key: RunKey) -> None:
         """After a death: this message was not its cause."""
         if self.cohorts.passed((place, key)):
@@ -429,10 +439,12 @@ class Worker:
             for place, correlations in owed.items():
                 if place.ended or not await self._carefully(deliver(self, place, correlations), "a delivery"):
                     self._again(place, correlations)
-            for partition in list(self.strays):
+            for partition in sorted(self.strays):
+                self.strays.discard(partition)  # before: another one may come meanwhile
                 owned = self.places.get(partition)
-                if owned is None or (owned.active and await self._carefully(forward_strays(self, owned), "a stray")):
-                    self.strays.discard(partition)
+                if owned is not None and owned.active:
+                    if not await self._carefully(forward_strays(self, owned), "a stray"):
+                        self.strays.add(partition)
 
     def _again(self, place: Place, correlations: Iterable[str]) -> None:
         for correlation in correlations:
@@ -469,7 +481,7 @@ class Worker:
 
 def pause(failures: int) -> float:
     """Return the seconds to wait after the log could not be reached so often in a row."""
-    return min(0.1 * 2.0**failures, 10.0)
+    return float(min(0.1 * 2.0 ** min(failures, 10), 10.0))
 
 
 def outcome_of(last: AgentMessage) -> str:
