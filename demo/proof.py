@@ -199,11 +199,11 @@ def _bill(analysed: list[Analysed], invoice: list[Invoiced], killed: Killed | No
         made=len(invoice), recorded=len(keys), repeated=len(repeats),
         repeated_by_the_kill=sum(line.key in by_the_kill for line in repeats),
         invoiced=sum(line.price for line in invoice), in_the_log=sum(keys.values()),
-        cut=_cut(analysed, by_the_kill, pid),
+        cut=cut_of(analysed, by_the_kill, pid),
     )  # fmt: skip
 
 
-def _cut(analysed: list[Analysed], called: set[str], pid: int) -> Cut:
+def cut_of(analysed: list[Analysed], called: set[str], pid: int) -> Cut:
     """Tell by log and invoice where the crash fell, in each handling that the killed process left without outcome."""
     cut = [a for a in analysed if any(r.pid == pid and not r.outcome for r in a.runs)]
     recorded = sum(pid in a.recorded_by.values() for a in cut)
