@@ -1,1 +1,1 @@
-"""The main job: a team of processes reviews Python code; one is killed at work, and the log proves that nothing is lost."""
+"""The main job: processes review Python code; one is killed at work, and the log proves that nothing was lost."""

@@ -13,7 +13,7 @@ from ..bus import kinds
 from ..projections.timeline import Moment
 from .messages import Report
 from .proof import Bill, Killed, Proof
-from .provider import dollars
+from .provider import counted, dollars
 
 SAYS = {
     kinds.TASK_REQUEST: "the module is handed out",
@@ -48,7 +48,7 @@ def told(outcome: Outcome) -> RenderableType:
         "",
         Text.assemble(
             ("Report  ", "bold"), (f"{outcome.out}/{report.file}", "cyan"),
-            f"  {report.modules} module{'s' * (report.modules != 1)}{unreadable}, in {outcome.seconds:.1f} s",
+            f"  {counted(report.modules, 'module')}{unreadable}, in {outcome.seconds:.1f} s",
         ),
         *(Text(f"        sent back and corrected: {objection}", style="magenta") for objection in report.corrected),
     ]  # fmt: skip

@@ -20,6 +20,8 @@ PATIENCE = 60.0
 """Seconds that all processes together may take to start."""
 DRAIN = (3.0, 5.0)
 """Seconds after a first and a second SIGTERM; a process that is still there then is killed."""
+HASTE = (0.5, 5.0)
+"""The same, where a run is broken off: nobody waits for what is in flight."""
 PYTHON = (sys.executable, "-P", "-W", "ignore", "-m")
 
 
@@ -55,7 +57,7 @@ class Company:
         return self
 
     async def __aexit__(self, *exc: object) -> None:
-        await self.end()
+        await self.end(HASTE)
 
     async def start(self, latency: float) -> Provider:
         """Start the provider, then the team; return the provider once it listens. `latency`: seconds of its calls."""
@@ -124,21 +126,21 @@ class Company:
         await child.process.wait()
         return child.member
 
-    async def end(self) -> None:
+    async def end(self, patience: tuple[float, ...] = DRAIN) -> None:
         """SIGTERM to all that are left, the provider last; SIGKILL where that does not help, or when cancelled."""
         team = [c.process for c in self.children]
         provider = [self._provider] if self._provider is not None else []
         try:
-            await _finish(team)
-            await _finish(provider)
+            await _finish(team, patience)
+            await _finish(provider, patience)
         finally:
             for process in alive([*team, *provider]):
                 process.kill()
                 await process.wait()
 
 
-async def _finish(processes: list[asyncio.subprocess.Process]) -> None:
-    for seconds in DRAIN:
+async def _finish(processes: list[asyncio.subprocess.Process], patience: tuple[float, ...]) -> None:
+    for seconds in patience:
         for process in alive(processes):
             with contextlib.suppress(ProcessLookupError):
                 process.terminate()

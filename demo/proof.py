@@ -13,7 +13,7 @@ from ..projections.history import History, read_workflow
 from ..projections.timeline import Attempt, Moment, attempts, timeline
 from ..projections.verdict import Verdict
 from .messages import PLANTED, Analyze, Opinion, Report
-from .provider import Invoiced, dollars
+from .provider import Invoiced, counted, dollars
 from .watch import ANALYZERS
 
 FAIR_SHARE = 0.2
@@ -177,7 +177,7 @@ def _once(analysed: list[Analysed], report: Report, text: str) -> Claim:
     wrong = [path for path in {*headings, *asked} if headings[path] != 1 or asked[path] != 1]
     wrong += [a.path for a in analysed if a.answers != 1]
     ok = not wrong and len(headings) == report.modules
-    seen = f"{len(headings)} modules, {sum(a.answers for a in analysed)} answers, {len(analysed)} asked for"
+    seen = f"{counted(len(headings), 'module')}, {sum(a.answers for a in analysed)} answered, {len(analysed)} asked for"
     return Claim("every module was answered once and is reported once", ok, f"{seen}{_named(wrong)}")
 
 

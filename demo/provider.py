@@ -151,6 +151,11 @@ def dollars(millionths: int) -> str:
     return f"${millionths / 1e6:.4f}"
 
 
+def counted(n: int, word: str) -> str:
+    """Return a number of things for people."""
+    return f"{n} {word}" if n == 1 else f"{n} {word}s"
+
+
 def read_invoice(invoice: Path) -> list[Invoiced]:
     """Read an invoice's file; [] where there is none."""
     if not invoice.exists():

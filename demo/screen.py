@@ -15,7 +15,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from .provider import Status, dollars
+from .provider import Status, counted, dollars
 
 LAST = 24
 """How many of the last events a tall screen shows."""
@@ -218,6 +218,7 @@ def _invoice(scene: Scene) -> Text:
     status = scene.invoice
     waiting = sum(status.open_by_pid.values())
     return Text.assemble(
-        ("invoice   ", "bold"), f"{status.calls} calls, {waiting} in flight, {status.repeated} made again (free), ",
+        ("invoice   ", "bold"),
+        f"{counted(status.calls, 'call')}, {waiting} in flight, {status.repeated} made again (free), ",
         (dollars(status.billed), "bold"), no_wrap=True, overflow="ellipsis",
     )  # fmt: skip

@@ -26,7 +26,7 @@ from .messages import Job, Report
 from .picture import draw
 from .processes import Child, Company
 from .proof import USUAL, Killed, prove
-from .provider import Provider, Status, read_invoice
+from .provider import Provider, Status, counted, read_invoice
 from .screen import Full, Lines, Row, Scene, Screen
 from .signals import Interrupted, interruptible
 from .survey import look, modules_of
@@ -267,7 +267,7 @@ class Play:
             calls = status.by_pid.get(child.pid, 0)
         elif child.group == "orchestrator":
             left = watch.spawned - watch.returned
-            at_work, queued, done, calls = [f"waits for {left} analyses"] if left else [], 0, 0, -1
+            at_work, queued, done, calls = [f"waits for {counted(left, 'answer')}"] if left else [], 0, 0, -1
         else:
             desk = watch.desks[member]
             at_work, queued, done, calls = desk.open[:1], len(desk.open[1:]), desk.done, -1

@@ -17,6 +17,7 @@ from ..bus.facts import Owner, OwnerReleased
 from ..bus.kinds import PARTITION
 from ..bus.message import Envelope
 from .messages import Analyze
+from .provider import counted
 
 ANALYZERS = "analyzers"
 PROGRESS = "progress"
@@ -76,7 +77,7 @@ class Watch:
                 start = page.next
             self._next[partition] = end
         for (member, before), n in self._taken.items():
-            self._tell("takeover", f"{member} takes {n} partition{'s' * (n > 1)} over from {before}")
+            self._tell("takeover", f"{member} takes {counted(n, 'partition')} over from {before}")
         news = sorted(self._news, key=lambda said: said.kind != "takeover")
         self._news, self._taken = [], Counter()
         return news
@@ -142,7 +143,7 @@ class Watch:
     def _progress(self, said: dict[str, Any]) -> None:
         if "modules" in said:
             self.modules, self.sections = said["modules"], said["sections"]
-            self._tell("found", f"the researcher has found {self.modules} modules")
+            self._tell("found", f"the researcher has found {counted(self.modules, 'module')}")
         elif said["wrong"]:
             self._tell("back", f"the validator sends section {said['section']} back: {'; '.join(said['wrong'])}")
         else:

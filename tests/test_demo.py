@@ -317,7 +317,7 @@ def at_work(folder: Path, root: Path, go: Callable[[Any], Any], until: Until) ->
     """A demo whose analyzers all wait for the provider."""
     terminal = Terminal(folder, root)
     try:
-        go(until(lambda: b"waits for 12 analyses" in terminal.seen or terminal.process.poll() is not None, within=25))
+        go(until(lambda: b"waits for 12 answers" in terminal.seen or terminal.process.poll() is not None, within=25))
         assert terminal.process.poll() is None, terminal.seen.decode()
         yield terminal
     finally:
