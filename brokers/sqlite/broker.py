@@ -34,7 +34,7 @@ from ...bus.errors import ConfigError, LogMissing, RefoldError
 from ...bus.partition import partition_of
 from . import appending, checkpoints, health, presence as presences, reading, schema
 from .connection import connect, identity, patiently, refuse_network, same_file, transact, translated
-from .doorbell import COMMIT, MEMBERS, Doorbell, Ear
+from .doorbell import COMMIT, MEMBERS, Doorbell, Ear, commit_in
 from .keeper import Keeper, exit_stalled
 from .subscription import SqliteSubscription
 from .tidy import Tidy
@@ -171,14 +171,14 @@ class SqliteBroker:
         if fresh:
             self._call(self._deliver, fresh)
         for word in words:
-            self._tell(word)
+            self._tell(word if word != COMMIT else commit_in(fresh))
         self._tidy.look()
 
     def _tell(self, word: bytes) -> None:
         """Tell the other processes; of this one's own commits its subscriptions get the records themselves."""
         if self._bell is not None:
             self._bell.ring(word)
-        if word != COMMIT:
+        if word == MEMBERS:
             self._call(self._heard, word)
 
     def _call(self, function: Callable[[T], None], given: T) -> None:

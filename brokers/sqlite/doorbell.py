@@ -11,7 +11,7 @@ import socket
 import tempfile
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 from ...bus.broker import MAX_HINT
@@ -20,6 +20,8 @@ log = logging.getLogger("refold.sqlite")
 
 COMMIT = b"c"
 MEMBERS = b"m"
+MAX_NAMED = 128
+"""So many partitions are named in a datagram that tells of a commit; of more it says nothing: look at all."""
 ADDRESS = re.compile(r"[a-z]-[0-9]+-[0-9a-f]+")
 MAX_UNSENT = 10_000
 AGAIN = 0.002
@@ -46,6 +48,17 @@ def folder_of(log_id: str) -> Path:
         if found.st_uid != os.getuid() or found.st_mode & 0o022:
             raise PermissionError(f"{place} can be written by others")
     return folder
+
+
+def commit_in(partitions: Collection[int]) -> bytes:
+    """Return the word that tells of a commit in these partitions."""
+    return COMMIT if len(partitions) > MAX_NAMED else COMMIT + " ".join(map(str, partitions)).encode()
+
+
+def partitions_of(word: bytes) -> list[int]:
+    """Return the partitions that such a word names; none where it may be any."""
+    named = word[len(COMMIT) :].split()
+    return [int(p) for p in named] if all(p.isdigit() for p in named) else []
 
 
 class Doorbell:

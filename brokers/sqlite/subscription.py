@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from ...bus.broker import Assigned, Batch, Event, Lost, Stored
 from . import leases
 from .checkpoints import Save
-from .doorbell import MEMBERS
+from .doorbell import MEMBERS, partitions_of
 from .keeper import Keeper
 from .reading import batches
 
@@ -41,13 +41,18 @@ class SqliteSubscription:
         self._fresh: dict[int, list[Stored]] = {}
         self._kept = 0
         self._look = False
+        self._named: set[int] = set()
 
     def hear(self, word: bytes) -> None:
         """Another process has committed something, or this one something else than records."""
+        named = partitions_of(word)
         if word == MEMBERS:
             self.keeper.wake()
-        else:
+        elif not named:
             self._look_again()
+        elif not self._next.keys().isdisjoint(named):
+            self._named.update(named)
+            self._news.set()
 
     def offer(self, fresh: dict[int, list[Stored]]) -> None:
         """This process has committed records: they need not be read where they follow on what was delivered."""
@@ -82,7 +87,8 @@ class SqliteSubscription:
             self._news.clear()
             out = self._take_events()
             try:
-                if self._look or max_wait <= 0:
+                self._look = self._look or max_wait <= 0
+                if self._look or self._named:
                     out += await self._records(max_records)
                 else:
                     out += self._take_fresh(max_records)
@@ -146,9 +152,14 @@ class SqliteSubscription:
         self._kept -= len(self._fresh.pop(partition, ()))
 
     async def _records(self, limit: int) -> list[Event]:
-        """Read what follows on what was delivered."""
-        self._look = False
-        wanted = [(p, n) for p, n in self._next.items() if p in self._epochs and p not in self._paused]
+        """Read what follows on what was delivered: everywhere, or where somebody has told of a commit."""
+        everywhere, named = self._look, self._named
+        self._look, self._named = False, set()
+        wanted = [
+            (p, n)
+            for p, n in self._next.items()
+            if p in self._epochs and p not in self._paused and (everywhere or p in named or p in self._fresh)
+        ]
         if not wanted:
             return []
         self._turn = (self._turn + 1) % len(wanted)
