@@ -11,6 +11,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+from stopping import stop
 
 from refold import MessageBus
 from refold.projections.history import read_workflow
@@ -136,7 +137,7 @@ def test_a_worker_that_was_stopped_beyond_its_lease_is_fenced(go, until, team):
         async with MessageBus.open(team.url) as bus:
             handle = await bus.start("worker", team.job(1, gate=str(team.gate)), id="w")
             await until(lambda: team.lines())
-            first.send_signal(signal.SIGSTOP)
+            await stop(first.pid, team.folder / "log.db", until)
             second = team.start("worker", lease=1.0)
 
             async def taken_over():

@@ -19,6 +19,7 @@ from pathlib import Path
 
 import pytest
 from hypothesis import given, strategies as st
+from stopping import stop
 
 from refold.brokers.memory import MemoryBroker
 from refold.brokers.sqlite import SqliteBroker, from_url, leases, tidy
@@ -196,7 +197,7 @@ def test_an_owner_that_was_stopped_beyond_its_lease_cannot_append_hears_of_the_l
         async with opened(path) as broker, process("own", path, "first", 0.4, 1.2) as first:
             for _ in range(2):
                 await first.hear("event")
-            first.signal(signal.SIGSTOP)
+            await stop(first.process.pid, path, until)
             stopped = time.monotonic()
             async with broker.subscribe("g", "second", lease=0.4) as sub:
                 events = await gather_events(sub, until, owns(2))
