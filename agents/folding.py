@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator
+from itertools import chain, islice
 from typing import TYPE_CHECKING
 
 from ..bus import facts, kinds
@@ -199,7 +200,7 @@ def consider(worker: Worker, place: Place, w: Workflow) -> None:
         return not (run.has_slot or run.calls or run.wants_slot)
 
     v = w.view
-    for name in dict.fromkeys(agent for agent, _ in v.open) if len(v.open) > 1 else next(zip(*v.open, strict=True)):
+    for name in list(v.agenda):
         agent = worker.agents.get(name)
         if agent is None:
             continue
@@ -218,13 +219,14 @@ def may_run(w: Workflow, agent: str, limit: int, waits: Callable[[Handling], boo
     """
     barrier = min((w.view.handlings[m][a].version for a, m in w.view.holding if a == agent), default=None)
     under_way, all_wait = 0, True
-    for h in w.open_handlings():
-        if h.agent != agent:
-            continue
+    last = 0
+    first = list(islice(w.agenda(agent), limit))
+    for h in chain(first, w.calls(agent)):
         if barrier is not None and h.version > barrier:
             return
-        if under_way >= limit and not (h.kind == kinds.TASK_REQUEST and h.inside):
-            continue
+        if h.version <= last:
+            continue  # a call that is among the first
+        last = h.version
         yield h
         under_way += 1
         all_wait = all_wait and waits(h)

@@ -40,8 +40,9 @@ def due_records(worker: Worker, place: Place, w: Workflow, now: float) -> list[A
         if not h.begun and h.expires is not None and h.expires <= now:
             out.append(_expired(place, w, h, now))
             continue
-        for path, st in h.steps.items():
-            if st.settled or st.due is None or st.due > now:
+        for path in h.pending:
+            st = h.steps[path]
+            if st.due is None or st.due > now:
                 continue
             if st.waits:
                 out.append(_fired(place, w, h, path, now))

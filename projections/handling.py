@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from msgspec import Struct, field
 
+from ..bus.kinds import TASK_REQUEST
 from ..bus.message import Envelope, Origin
 
 Key = tuple[str, str]
@@ -13,6 +14,8 @@ Place = tuple[str, str, str]
 Ref = tuple[int, int]
 """Where a record's bytes are: (position, index of the correction inside a `rolled_back`, or -1)."""
 NOWHERE: Ref = (0, -1)
+Due = tuple[float, str, str]
+"""(unix seconds, id of the message that is handled, path of the step or "")."""
 
 
 class Step(Struct, gc=False, omit_defaults=True):
@@ -83,6 +86,11 @@ class Handling(Struct, gc=False, omit_defaults=True):
     def key(self) -> Key:
         """What it is found by."""
         return self.agent, self.message
+
+    @property
+    def is_call(self) -> bool:
+        """Its message is a request that was made inside the workflow."""
+        return self.inside and self.kind == TASK_REQUEST
 
     @property
     def waits(self) -> bool:

@@ -116,13 +116,5 @@ def next_due(w: Workflow, agents: Container[str] | None = None) -> float | None:
 
     `agents`: only what concerns one of these.
     """
-    dues = []
-    for h in w.open_handlings():
-        if agents is not None and h.agent not in agents:
-            continue
-        if not h.begun and h.expires is not None:
-            dues.append(h.expires)
-        if h.due is not None:
-            dues.append(h.due)
-        dues += [due for path in h.pending if (due := h.steps[path].due) is not None]
-    return min(dues, default=None)
+    heaps = w.view.dues
+    return min((heap[0][0] for agent, heap in heaps.items() if agents is None or agent in agents), default=None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import heapq
 from collections.abc import Iterator
 
 from msgspec import Struct, field
@@ -10,6 +11,7 @@ from ..bus import facts, kinds
 from ..bus.message import Envelope, Origin
 from .handling import (
     NOWHERE,
+    Due,
     Entry,
     Handling,
     Input,
@@ -30,7 +32,8 @@ Listeners = dict[str, tuple[str, ...]]
 class View(Struct, gc=False):
     """The fold of the path. `apply` takes admitted records only.
 
-    `open` and `agenda` (the same, by agent) are in the order of the messages on the path. What the last record
+    `open` and `agenda` (the same, by agent; `calls`: the requests from inside among them) are in the order of the
+    messages on the path. `dues` are heaps by agent, whose first entry is never out of date. What the last record
     changed: `news` are the steps that got a value, `touched` the effects that may be held or lost now, `released` the
     requests for which a step may wait no more.
     """
@@ -41,6 +44,8 @@ class View(Struct, gc=False):
     handlings: dict[str, dict[str, Handling]] = field(default_factory=dict)
     open: dict[Key, None] = field(default_factory=dict)
     agenda: dict[str, dict[str, None]] = field(default_factory=dict)
+    calls: dict[str, dict[str, None]] = field(default_factory=dict)
+    dues: dict[str, list[Due]] = field(default_factory=dict)
     holding: dict[Key, None] = field(default_factory=dict)
     effects: dict[str, Place] = field(default_factory=dict)
     inbox: dict[str, list[Input]] = field(default_factory=dict)
@@ -186,6 +191,8 @@ class View(Struct, gc=False):
             self._control(r, version, ref)
         if r.work is not None:
             self._work(r, version, ref)
+        if self.dues:
+            self._forget_dues()
 
     # ---- messages --------------------------------------------------------------------------------------------------
     def _request(self, r: Envelope, version: int, ref: Ref) -> None:
@@ -269,6 +276,10 @@ class View(Struct, gc=False):
             self.agenda[h.agent] = {h.message: None}
         else:
             agenda[h.message] = None
+        if h.is_call:
+            self.calls.setdefault(h.agent, {})[h.message] = None
+        if h.expires is not None:
+            self._due(h, h.expires)
         if order and last is not None and self._version(last) > h.version:
             self._order()
 
@@ -277,9 +288,11 @@ class View(Struct, gc=False):
 
     def _order(self) -> None:
         keys = sorted(self.open, key=self._version)
-        self.open, self.agenda = dict.fromkeys(keys), {}
+        self.open, self.agenda, self.calls = dict.fromkeys(keys), {}, {}
         for agent, message in keys:
             self.agenda.setdefault(agent, {})[message] = None
+            if self.handlings[message][agent].is_call:
+                self.calls.setdefault(agent, {})[message] = None
 
     def _shut(self, h: Handling) -> None:
         if self.open.pop((h.agent, h.message), self) is self:
@@ -288,6 +301,33 @@ class View(Struct, gc=False):
         del agenda[h.message]
         if not agenda:
             del self.agenda[h.agent]
+        if h.is_call:
+            calls = self.calls[h.agent]
+            del calls[h.message]
+            if not calls:
+                del self.calls[h.agent]
+
+    # ---- times -----------------------------------------------------------------------------------------------------
+    def _due(self, h: Handling, due: float | None, path: str = "") -> None:
+        """Something must be done at that time: for the step at `path`, or for the handling itself."""
+        if due is not None:
+            heapq.heappush(self.dues.setdefault(h.agent, []), (due, h.message, path))
+
+    def _forget_dues(self) -> None:
+        """Drop what is out of date from the top of the heaps."""
+        for agent, heap in list(self.dues.items()):
+            while heap and not self._stands(agent, *heap[0]):
+                heapq.heappop(heap)
+            if not heap:
+                del self.dues[agent]
+
+    def _stands(self, agent: str, due: float, message: str, path: str) -> bool:
+        h = self.handlings[message][agent]
+        if h.closed:
+            return False
+        if path:
+            return path in h.pending and h.steps[path].due == due
+        return h.due == due or (not h.begun and h.expires == due)
 
     # ---- receiving -------------------------------------------------------------------------------------------------
     def _receive(self, given: Input) -> bool:
@@ -361,6 +401,7 @@ class View(Struct, gc=False):
         h.due, h.parked = None, ""
         if kind == kinds.ATTEMPT_FAILED and isinstance(r.fact, facts.AttemptFailed):
             h.parked, h.due = r.fact.parked, r.fact.due
+            self._due(h, h.due)
             h.tries += not r.fact.parked
         elif kind == kinds.DEAD_LETTERED:
             h.dead = r.id
@@ -382,16 +423,19 @@ class View(Struct, gc=False):
             self.effects[effect] = (h.agent, h.message, path)
         if r.is_request and r.asked:
             st.request, st.due = r.id, r.deadline
+            self._due(h, st.due, path)
         elif kind == kinds.EFFECT_INTENDED:
             st.intent = r.id
         elif kind == kinds.EFFECT_UNKNOWN:
             st.intent = ""
         elif isinstance(fact, facts.TimerSet):
             st.timer, st.due, st.receives, st.since = True, fact.due, fact.kind, version
+            self._due(h, st.due, path)
             if fact.kind:
                 self._look(h, path, version)
         elif isinstance(fact, facts.EffectFailed) and not fact.final:
             st.tries, st.due = st.tries + 1, fact.due
+            self._due(h, st.due, path)
         elif kind == kinds.TIMER_FIRED and st.request:
             self._close(self.requests[st.request], r, version, ref, kind)
         elif not st.settled:
@@ -507,6 +551,8 @@ class View(Struct, gc=False):
         q = self.requests.get(h.message)
         if q is not None:
             self._reopen(self.requests[q.root])
+        for path in h.pending:
+            self._due(h, h.steps[path].due, path)
         waiting = [path for path in h.pending if h.steps[path].receives]
         for path in sorted(waiting, key=lambda p: h.steps[p].since):
             self._look(h, path, version)

@@ -161,6 +161,11 @@ class Workflow(Struct, gc=False):
         for message in self.view.agenda.get(agent, ()):
             yield self.view.handlings[message][agent]
 
+    def calls(self, agent: str) -> Iterator[Handling]:
+        """Yield those of an agent's open handlings whose message is a request from inside the workflow, in order."""
+        for message in self.view.calls.get(agent, ()):
+            yield self.view.handlings[message][agent]
+
     def is_complete(self) -> bool:
         """Nothing is open, waits or is owed. A later message opens it again."""
         v = self.view

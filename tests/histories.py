@@ -161,7 +161,7 @@ class Story:
 
 # ---- from outside ----------------------------------------------------------------------------------------------------
 def request(s: Story) -> None:
-    s.say(s.outside("client", s.pick(AGENTS), "task_request", asked=s.chance(85)))
+    s.say(s.outside("client", s.pick(AGENTS), "task_request", asked=s.chance(85), ttl=s.pick([None, 60.0])))
 
 
 def start(s: Story) -> None:
@@ -221,14 +221,16 @@ def effect(s: Story) -> None:
     elif s.chance(65):
         s.say(s.work(key, "effect_completed", step, fact=facts.EffectCompleted(effect=effect, policy=policy)))
     else:
-        fact = facts.EffectFailed(effect=effect, policy=policy, final=s.chance(60))
+        final = s.chance(60)
+        fact = facts.EffectFailed(effect=effect, policy=policy, final=final, due=None if final else 8.0 + s.number())
         s.say(s.work(key, "effect_failed", step, fact=fact))
 
 
 def ask(s: Story) -> None:
     if key := s.handling():
         asked = s.chance(90)
-        s.say(s.work(key, "task_request", s.free_step(key), receiver_id=s.pick(AGENTS), asked=asked))
+        step, deadline = s.free_step(key), s.pick([None, None, 7.0 + s.number()])
+        s.say(s.work(key, "task_request", step, receiver_id=s.pick(AGENTS), asked=asked, deadline=deadline))
 
 
 def spawn(s: Story) -> None:
@@ -240,7 +242,8 @@ def spawn(s: Story) -> None:
 def wait(s: Story) -> None:
     if key := s.handling():
         kind = s.pick(["", *NOTES])
-        s.say(s.work(key, "timer_set", s.free_step(key), fact=facts.TimerSet(due=9.0, kind=kind)))
+        due = s.pick([None, 9.0, 5.0 + s.number()])
+        s.say(s.work(key, "timer_set", s.free_step(key), fact=facts.TimerSet(due=due, kind=kind)))
 
 
 def fire(s: Story) -> None:
@@ -310,7 +313,7 @@ def dead_letter(s: Story) -> None:
 def attempt(s: Story) -> None:
     if key := s.handling():
         kind = s.pick(["attempt_started", "attempt_failed", "attempt_failed"])
-        parked = facts.AttemptFailed(parked="divergence" if s.chance(50) else "")
+        parked = facts.AttemptFailed(parked="divergence") if s.chance(50) else facts.AttemptFailed(due=6.0 + s.number())
         s.say(s.work(key, kind, fact=facts.AttemptStarted() if kind == "attempt_started" else parked))
 
 

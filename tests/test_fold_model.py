@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from model import Model
 
 from refold.bus import codec, kinds
-from refold.projections.status import report
+from refold.projections.status import next_due, report
 from refold.projections.verdict import Verdict
 from refold.projections.view import View
 from refold.projections.workflow import Workflow
@@ -59,6 +59,14 @@ def seen(w: Workflow) -> dict[str, Any]:
         "complete": w.is_complete(),
         "status": report(w).status.value,
     }
+
+
+def dues(w: Workflow) -> list[float]:
+    """When something is due, looked up one by one."""
+    now = w.open_handlings()
+    steps = [st.due for h in now for st in h.steps.values() if not st.settled]
+    handlings = [h.due for h in now] + [h.expires for h in now if not h.begun]
+    return [due for due in [*steps, *handlings] if due is not None]
 
 
 def call(w: Workflow, v: View, agent: str, message: str, path: str) -> tuple[Any, ...]:
@@ -109,6 +117,7 @@ def check_against_model(tape: list[Move]) -> Workflow:
     def compare(event: Event, verdict: str | None) -> None:
         assert step(w, event) == verdict, event
         assert seen(w) == expected(story.model), event
+        assert next_due(w) == min(dues(w), default=None), event
 
     story = Story(compare)
     story.play(tape)
