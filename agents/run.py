@@ -365,7 +365,9 @@ class Run:
                 await self.flush()
             if not self.active:
                 self.go_on()
-            await self._append_outcome(path, await self._try(path, call))
+            outcome = await self._try(path, call)
+            if outcome is not None:
+                await self._append_outcome(path, outcome)
         except BaseException as error:
             self._interrupted(path, waiter, error)
             raise
@@ -399,14 +401,16 @@ class Run:
         if outcome.id in self._failures and outcome.id in w.verdicts:
             self._push(self._failures.pop(outcome.id), w.version)  # an append whose end was not known had worked
 
-    async def _try(self, path: str, call: EffectCall) -> AgentMessage:
-        w = self.host.workflow()
-        st = self.known(path)
+    async def _try(self, path: str, call: EffectCall) -> AgentMessage | None:
+        """Call the function and return its outcome; None where the log has one since."""
+        await self.host.may_call()
+        w, st = self.host.workflow(), self.known(path)
+        if st is not None and st.settled:
+            return None  # an append whose end was not known had worked
         key = st.effect if st is not None and st.effect else ""
         if not key:
             n = w.ledger.issue_number(w.view, self.agent, self.message_id, path)
             key = ids.effect_key(self.correlation, self.agent, self.message_id, path, n)
-        await self.host.may_call()
         token = current_effect.set(key)
         try:
             value = codec.to_json(await invoke(call, key, self.in_thread))
