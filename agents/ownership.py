@@ -23,6 +23,8 @@ async def take_over(worker: Worker, sub: Subscription, event: Assigned) -> Place
     """Load the checkpoint, append the `owner` record, and read on from the checkpoint. Raises LogTruncated."""
     partition = event.partition
     fold, own = await _load(worker, partition)
+    if worker.is_unwanted(event):
+        raise PartitionLost(f"partition {partition} is given up before it was taken over")
     owner = _owner_record(worker, event)
     fence = Fence(worker.group, partition, event.epoch)
     item = Item(partition, None, (Outgoing(owner.id, codec.encode(owner)),))

@@ -98,6 +98,7 @@ class Worker:
         self._stopping = asyncio.Event()
         self._stopped = False
         self._taking: dict[int, asyncio.Task[None]] = {}
+        self._unwanted: set[tuple[int, int]] = set()
         self._owed: dict[Place, dict[str, None]] = {}
         self._parcel_bell = asyncio.Event()
         self._timer_bell = asyncio.Event()
@@ -181,6 +182,10 @@ class Worker:
         else:
             await self._release(place.partition, place.epoch)
 
+    async def _told(self, place: Place) -> None:
+        """The partition was lost alive: say so, for whoever reads the log."""
+        await self._carefully(say_released(self, place), "that a partition was lost")
+
     async def _release(self, partition: int, epoch: int) -> None:
         """Give the partition up; where that fails, again: nobody else can work on it before."""
         failures = 0
@@ -227,6 +232,7 @@ class Worker:
             self._parcel_bell.set()
 
     async def _take_over(self, event: Assigned) -> None:
+        place = None
         try:
             place = await take_over(self, self.sub, event)
         except LogTruncated as error:
@@ -235,20 +241,32 @@ class Worker:
             return
         except PartitionLost as error:
             log.info("%s", error)
-            return
         except TryAgain as error:
             log.warning("partition %d could not be taken over (%s): it is given up", event.partition, error)
-            await self._release(event.partition, event.epoch)
-            return
         finally:
             self._taking.pop(event.partition, None)
-        if self.sub.owned().get(event.partition) != event.epoch:
-            return
-        self.places[event.partition] = place
-        self.sub.seek(event.partition, place.fold.position + 1)
+        unwanted = self.is_unwanted(event)
+        self._unwanted.discard((event.partition, event.epoch))
+        if place is None:
+            await self._release(event.partition, event.epoch)
+        elif unwanted:
+            await self._leave(place, saved=False)
+        elif self.sub.owned().get(event.partition) == event.epoch:
+            self._begin(place)
+
+    def is_unwanted(self, event: Assigned) -> bool:
+        """The partition is to be given up although it is still being taken over."""
+        return self.draining or (event.partition, event.epoch) in self._unwanted
+
+    def _begin(self, place: Place) -> None:
+        self.places[place.partition] = place
+        self.sub.seek(place.partition, place.fold.position + 1)
 
     async def _lose(self, event: Revoked | Lost) -> None:
-        task = self._taking.pop(event.partition, None)
+        task = self._taking.get(event.partition)
+        if task is not None and isinstance(event, Revoked):
+            self._unwanted.add((event.partition, event.epoch))  # its `owner` may be in the log: not without its end
+            return
         if task is not None:
             task.cancel()
         place = self.places.get(event.partition)
@@ -259,6 +277,8 @@ class Worker:
         self._end_place(place, "the partition goes to another worker")
         if isinstance(event, Revoked):
             self.spawn(self._leave(place, saved=False))
+        else:
+            self.spawn(self._told(place))
 
     def _end_place(self, place: Place, why: str, *, let_calls_finish: bool = True) -> None:
         place.ended = True
@@ -460,6 +480,10 @@ class Worker:
             return False
         except TryAgain as error:
             log.warning("%s could not be written: %s; it will be tried again", what, error)
+            self._loop.call_later(1.0, self._ring)
+            return False
+        except Exception:  # one workflow's must not be the end of all others'
+            log.exception("%s failed; it will be tried again", what)
             self._loop.call_later(1.0, self._ring)
             return False
         return True

@@ -1,0 +1,138 @@
+"""The faults: each function plays one run and heals it; what the run has seen is counted in `stage.seen`."""
+
+from __future__ import annotations
+
+import signal
+
+from . import ledger
+from .stage import Process, Scenario, Stage
+
+POISONS = ("raise", "hang", "block", "memory", "kill")
+
+
+async def worker_killed(stage: Stage) -> None:
+    """Workers are killed with SIGKILL in the middle of their work, and started again."""
+    for _ in range(2):
+        stage.worker()
+    client = stage.client("ann", 0, 24)
+    await stage.until(lambda: stage.calls() > 3, 10, "work has begun")
+    for _ in range(4):
+        await stage.pause(0.05, 0.3)
+        if not client.alive:
+            break
+        stage.random.choice(stage.workers()).kill()
+        stage.seen += 1
+        stage.worker()
+    await stage.over(client)
+    await stage.drain()
+
+
+async def client_killed(stage: Stage) -> None:
+    """A client is killed between its operations; another one with the same ids finishes them."""
+    stage.worker()
+    first = stage.client("ann", 0, 24, spread=0.3)
+    await stage.until(lambda: stage.acknowledged() > stage.random.randrange(1, 30), 10, "the client is at work")
+    first.kill()
+    stage.seen += any(line["outcome"] == "ok" for line in stage.history())
+    await stage.over(stage.client("ann", 0, 24, spread=0.3))
+    await stage.drain()
+
+
+async def checkpointer_killed(stage: Stage) -> None:
+    """Whoever moves the write-ahead log is killed while it does, again and again; another process goes on."""
+    stage.worker()
+    client = stage.client("ann", 0, 24, notes=6)
+    marks = stage.folder / "seen"
+    for _ in range(4):
+        fatal = stage.worker(die_in_checkpoint=0.004, checkpoint=0.05)
+        await stage.until(lambda fatal=fatal: not (fatal.alive and client.alive), 10, "a move of the write-ahead log")
+    stage.seen += len(ledger.read(marks))
+    for process in stage.workers()[1:]:
+        process.kill()
+    await stage.over(client)
+    await stage.drain()
+
+
+async def worker_stopped(stage: Stage) -> None:
+    """A worker is stopped beyond its lease in the middle of its work, replaced, and resumed: it must be fenced.
+
+    One that is stopped inside its commit holds the log's write lock, and nobody can go on: others must be told so.
+    """
+    first = stage.worker()
+    client = stage.client("ann", 0, 24, spread=0.3, pause=0.1)
+    await stage.until(lambda: stage.calls() > 3, 10, "work has begun")
+    await stage.pause(0.0, 0.2)
+    first.signal(signal.SIGSTOP)
+    stage.worker()
+    calls = stage.calls()
+    locked = f"process {first.child.pid} has held the write lock"
+    await stage.until(lambda: stage.calls() > calls or stage.logged(locked), 15, "another worker goes on, or hears why not")
+    await stage.pause(0.0, 0.5)
+    first.signal(signal.SIGCONT)
+    await stage.over(client)
+    await stage.drain()
+    late = any(kind in line for line in stage.said(first) for kind in ("another worker", "gone to another"))
+    stage.seen += stage.fenced() + late
+
+
+async def two_race(stage: Stage) -> None:
+    """Two workers and two clients start at the same moment on a log that is not there yet, with the same ids."""
+    for _ in range(2):
+        stage.worker()
+    clients = [stage.client(name, 0, 16, spread=0.05) for name in ("ann", "bob")]
+    await stage.over(*clients)
+    by = {line["client"] for line in stage.history() if line["op"] == "start" and line["outcome"] == "ok"}
+    await stage.drain()
+    stage.seen += len(by) == 2
+
+
+async def disk_full(stage: Stage) -> None:
+    """No file of any process may grow any more; then there is space again."""
+    stage.worker()
+    client = stage.client("ann", 0, 24, notes=4)
+    await stage.until(lambda: stage.calls() > 3, 10, "work has begun")
+    await stage.pause(0.0, 0.3)
+    log = max((stage.folder / name).stat().st_size for name in ("log.db", "log.db-wal"))
+    running = [p for p in stage.processes if p.alive]
+    for process in running:
+        process.limit_files(log + stage.random.randrange(0, 20_000))
+    await stage.until(
+        lambda: not client.alive or any(line.get("error") == "LogFull" for line in stage.history())
+        or stage.logged("no space") or stage.logged("full"), 10, "somebody is told that the disk is full",
+    )  # fmt: skip
+    stage.seen += sum(line.get("error") == "LogFull" for line in stage.history()) + stage.logged("full")
+    for process in running:
+        if process.alive:
+            process.limit_files(2**40)
+    await stage.over(client)
+    await stage.drain()
+
+
+async def poisoned(stage: Stage, innocents: int = 1000) -> None:
+    """Five kinds of poison among many innocents, and workers that are restarted all the while."""
+    kinds = stage.random.sample(range(innocents), len(POISONS))
+    poison = dict(zip(kinds, POISONS, strict=True))
+    stage.failed = frozenset(f"taster-{n}" for n in kinds)
+    settings = {"agents": "taster", "limit_memory": 1, "concurrency": 16}
+    client = stage.client(
+        "ann", 0, innocents, agent="taster", notes=0, spread=0.5, poison=",".join(f"{n}:{p}" for n, p in poison.items())
+    )
+    rolled: list[Process] = []
+
+    def keep() -> None:
+        alive = stage.workers()
+        while len(alive) < 2:
+            alive.append(stage.worker(**settings))
+        if len(rolled) < 3 and stage.random.random() < 0.005:
+            rolled.append(alive[0])
+            alive[0].signal(signal.SIGTERM)
+
+    await stage.over(client, within=90, keep=keep)
+    tasted = {line["poison"] for line in ledger.read(stage.folder / "starts")}
+    stage.seen += tasted >= set(POISONS)
+    await stage.drain()
+
+
+SCENARIOS: dict[str, Scenario] = {
+    f.__name__: f for f in (worker_killed, client_killed, checkpointer_killed, worker_stopped, two_race, disk_full, poisoned)
+}
