@@ -17,7 +17,7 @@ from .partition import Folded, PartitionFold, Shared
 from .stubs import Stub
 from .workflow import Workflow
 
-CHECKPOINT_FORMAT = 1
+CHECKPOINT_FORMAT = 2
 HEAD = b"head"
 STUBS = b"stubs"
 _stubs = msgspec.msgpack.Decoder(list[Stub])

@@ -7,9 +7,10 @@ from msgspec import Struct
 
 from .handling import Entry
 from .status import next_due
+from .verdict import Verdict
 from .workflow import Workflow
 
-ENTRY_FORMAT = 1
+ENTRY_FORMAT = 2
 
 
 class Frozen(Struct, array_like=True, frozen=True):
@@ -31,10 +32,12 @@ _frozen = msgspec.msgpack.Decoder(Frozen)
 
 
 def freeze(w: Workflow, *, idle: bool) -> bytes:
-    """Return the workflow without payloads and envelopes."""
+    """Return the workflow without payloads and envelopes, nor what its path says once more."""
+    at = w.view.at
     path = [Entry(e.id, e.ref, e.obliges) for e in w.view.path]
-    view = msgspec.structs.replace(w.view, path=path, news=[], touched=[], released=[])
-    bare = msgspec.structs.replace(w, view=view, whole=False, closed={})
+    view = msgspec.structs.replace(w.view, path=path, at={}, news=[], touched=[], released=[])
+    verdicts = {id: verdict for id, verdict in w.verdicts.items() if id not in at}
+    bare = msgspec.structs.replace(w, view=view, verdicts=verdicts, whole=False, closed={})
     return msgspec.msgpack.encode(
         Frozen(ENTRY_FORMAT, w.correlation, next_due(w), idle, msgspec.msgpack.encode(bare))
     )
@@ -47,4 +50,8 @@ def peek(entry: bytes) -> Frozen:
 
 def thaw(entry: bytes) -> Workflow:
     """Return the workflow of an entry. It folds on; what needs its history says so (`NeedsHistory`)."""
-    return _state.decode(_frozen.decode(entry).state)
+    w = _state.decode(_frozen.decode(entry).state)
+    for version, kept in enumerate(w.view.path, 1):
+        w.view.at[kept.id] = version
+        w.verdicts[kept.id] = Verdict.ADMITTED
+    return w

@@ -18,6 +18,7 @@ class Stubs:
 
     def __init__(self) -> None:
         self._stubs: OrderedDict[bytes, tuple[int, int, int]] = OrderedDict()
+        self._chunks: dict[int, dict[bytes, None]] = {}
         self._number = 0
         self._changed: set[int] = set()
         self.forgot = False
@@ -31,36 +32,38 @@ class Stubs:
     def add(self, key: bytes, first: int, last: int) -> None:
         """A workflow is complete."""
         self.discard(key)
-        self._stubs[key] = (first, last, self._number)
+        self._put(key, (first, last, self._number))
         self._changed.add(self._number // CHUNK)
         self._number += 1
         if len(self._stubs) > STUBS:
-            _, (_, _, number) = self._stubs.popitem(last=False)
-            self._changed.add(number // CHUNK)
+            self.discard(next(iter(self._stubs)))
             self.forgot = True
+
+    def _put(self, key: bytes, stub: tuple[int, int, int]) -> None:
+        self._stubs[key] = stub
+        self._chunks.setdefault(stub[2] // CHUNK, {})[key] = None
 
     def discard(self, key: bytes) -> None:
         """A workflow goes on."""
         stub = self._stubs.pop(key, None)
-        if stub is not None:
-            self._changed.add(stub[2] // CHUNK)
+        if stub is None:
+            return
+        chunk = stub[2] // CHUNK
+        self._changed.add(chunk)
+        del self._chunks[chunk][key]
+        if not self._chunks[chunk]:
+            del self._chunks[chunk]
 
     def take_changed(self, *, everything: bool = False) -> dict[int, list[Stub]]:
         """Return the chunks that changed since the last call (an empty one is to be removed)."""
         changed = set(range(self._number // CHUNK + 1)) if everything else self._changed
-        chunks: dict[int, list[Stub]] = {n: [] for n in changed}
-        if changed:
-            for key, (first, last, number) in self._stubs.items():
-                chunk = chunks.get(number // CHUNK)
-                if chunk is not None:
-                    chunk.append((key, first, last, number))
         self._changed = set()
-        return chunks
+        return {n: [(key, *self._stubs[key]) for key in self._chunks.get(n, ())] for n in changed}
 
     def load(self, stubs: Iterable[Stub], number: int, forgot: bool) -> None:
         """Take over what a checkpoint kept."""
         for key, first, last, n in sorted(stubs, key=lambda s: s[3]):
-            self._stubs[key] = (first, last, n)
+            self._put(key, (first, last, n))
         self._number, self.forgot = number, forgot
 
     @property
