@@ -33,9 +33,9 @@ class Do:
 
 SIMPLE = (
     "effect", "plain effect", "failing effect", "flaky effect", "request", "failing request", "spawn", "sleep", "now",
-    "send", "update", "random", "uuid",
+    "send", "update", "random", "uuid", "order",
+    "pause",
 )  # fmt: skip
-simple = st.sampled_from(SIMPLE).map(Do)
 
 
 def gathers(steps: st.SearchStrategy[Do], returns: st.SearchStrategy[bool]) -> st.SearchStrategy[Do]:
@@ -46,9 +46,9 @@ def gathers(steps: st.SearchStrategy[Do], returns: st.SearchStrategy[bool]) -> s
     return st.builds(Do, kinds, branches, st.sampled_from([None, 1, 2]), returns)
 
 
-def programs(returns: st.SearchStrategy[bool]) -> st.SearchStrategy[tuple[Do, ...]]:
-    """Whole handlers; `returns`: what gathers have for `return_exceptions`."""
-    step = st.recursive(simple, lambda inner: gathers(inner, returns), max_leaves=6)
+def programs(returns: st.SearchStrategy[bool], *more: str) -> st.SearchStrategy[tuple[Do, ...]]:
+    """Whole handlers; `returns`: what gathers have for `return_exceptions`; `more` kinds of steps."""
+    step = st.recursive(st.sampled_from(SIMPLE + more).map(Do), lambda inner: gathers(inner, returns), max_leaves=8)
     return st.lists(step, min_size=1, max_size=4).map(tuple)
 
 
@@ -66,9 +66,8 @@ class World:
     recorded: set[str] = field(default_factory=set)
     flaked: set[str] = field(default_factory=set)
 
-    async def call(self, ctx: Context, place: str, kind: str) -> list[Any]:
+    async def call(self, place: str, kind: str, key: str, order: object = None) -> list[Any]:
         """A call that takes a while that nobody knows, and whose value is another one each time."""
-        key = ctx.idempotency_key
         self.calls.append((place, key))
         if key in self.recorded:
             self.broken.append(f"{place} was called although its outcome is recorded")
@@ -86,63 +85,79 @@ class World:
         return value
 
 
-def made(ctx: Context, world: World, do: Do, place: str) -> Any:
-    """An awaitable for a step that waits for the log."""
-    if do.kind == "plain effect":
-        return ctx.effect("plain", lambda: [place, len(world.calls)])
-    if do.kind.endswith("effect"):
-        retry = TWICE if do.kind == "flaky effect" else ONCE
-        return ctx.effect(do.kind, world.call, ctx, place, do.kind, retry=retry)
-    if do.kind.endswith("request"):
-        return ctx.request("echo", {"place": place, "fail": do.kind == "failing request"})
-    if do.kind == "spawn":
-        return ctx.spawn("echo", {"place": place, "fail": False})
-    return ctx.now() if do.kind == "now" else ctx.sleep(0.001)
+class Performer:
+    """One run of a program. `order` is what its branches share: which steps have ended, in order."""
 
+    def __init__(self, ctx: Context, world: World) -> None:
+        self.ctx = ctx
+        self.world = world
+        self.order: list[str] = []
 
-async def one(ctx: Context, world: World, do: Do, place: str) -> Any:
-    """Carry out a step; its value, or the class of its failure."""
-    if do.kind.startswith("gather"):
-        return await gathered(ctx, world, do, place)
-    value: Any = None
-    if do.kind == "send":
-        ctx.send("echo", place, kind="note")
-    elif do.kind == "update":
-        ctx.update({place: 1})
-    elif do.kind == "random":
-        value = ctx.random().random()
-    elif do.kind == "uuid":
-        value = str(ctx.uuid())
-    else:
-        try:
-            value = await made(ctx, world, do, place)
-        except (EffectFailed, AgentError) as error:
-            world.has(place, f"{type(error).__name__} {error}")
-            raise
-    return world.has(place, value)
+    def made(self, do: Do, place: str) -> Any:
+        """An awaitable for a step that waits for the log."""
+        ctx, world = self.ctx, self.world
+        if do.kind == "plain effect":
+            return ctx.effect("plain", lambda: [place, len(world.calls)])
+        if do.kind == "order":  # the same call only where all that ended before has ended in the same order
+            return ctx.effect("order", world.call, place, do.kind, ctx.idempotency_key, order=list(self.order))
+        if do.kind.endswith("effect"):
+            retry = TWICE if do.kind == "flaky effect" else ONCE
+            return ctx.effect(do.kind, world.call, place, do.kind, ctx.idempotency_key, retry=retry)
+        if do.kind.endswith("request"):
+            return ctx.request("echo", {"place": place, "fail": do.kind == "failing request"})
+        if do.kind == "spawn":
+            return ctx.spawn("echo", {"place": place, "fail": False})
+        return ctx.now() if do.kind == "now" else ctx.sleep(0.001)
 
-
-async def gathered(ctx: Context, world: World, do: Do, place: str) -> Any:
-    """A gather of branches, or of their first steps alone where they can be awaited without a branch."""
-    arguments: list[Any] = []
-    for i, branch in enumerate(do.branches):
-        plain = branch[0].kind not in ("send", "update", "random", "uuid") and not branch[0].branches
-        if do.kind == "gather of steps" and plain:
-            arguments.append(made(ctx, world, branch[0], f"{place}.{i}"))
+    async def one(self, do: Do, place: str) -> Any:
+        """Carry out a step; its value. Its failure is noted and raised."""
+        ctx = self.ctx
+        if do.kind.startswith("gather"):
+            return await self.gathered(do, place)
+        value: Any = None
+        if do.kind == "send":
+            ctx.send("echo", place, kind="note")
+        elif do.kind == "update":
+            ctx.update({place: 1})
+        elif do.kind == "pause":  # the handler waits for something that is not the context's
+            for _ in range(self.world.chance.randrange(8)):
+                await asyncio.sleep(self.world.chance.choice((0, 0.0005)))
+        elif do.kind == "random":
+            value = ctx.random().random()
+        elif do.kind == "uuid":
+            value = str(ctx.uuid())
         else:
-            arguments.append(carry_out(ctx, world, branch, f"{place}.{i}"))
-    results = await ctx.gather(*arguments, limit=do.limit, return_exceptions=do.returns)
-    return world.has(place, [type(r).__name__ if isinstance(r, Exception) else r for r in results])
+            try:
+                value = await self.made(do, place)
+            except (EffectFailed, AgentError) as error:
+                self.world.has(place, f"{type(error).__name__} {error}")
+                raise
+            finally:
+                self.order.append(place)
+            if do.kind == "turn" and len(self.order) % 2:  # another program, depending on what ended before
+                await self.made(Do("effect"), f"{place}+")
+        return self.world.has(place, value)
 
+    async def gathered(self, do: Do, place: str) -> Any:
+        """A gather of branches, or of their first steps alone where they can be awaited without a branch."""
+        arguments: list[Any] = []
+        for i, branch in enumerate(do.branches):
+            plain = branch[0].kind not in ("send", "update", "random", "uuid", "pause") and not branch[0].branches
+            if do.kind == "gather of steps" and plain:
+                arguments.append(self.made(branch[0], f"{place}.{i}"))
+            else:
+                arguments.append(self.carry_out(branch, f"{place}.{i}"))
+        results = await self.ctx.gather(*arguments, limit=do.limit, return_exceptions=do.returns)
+        return self.world.has(place, [type(r).__name__ if isinstance(r, Exception) else r for r in results])
 
-async def carry_out(ctx: Context, world: World, steps: tuple[Do, ...], place: str) -> list[Any]:
-    """Carry out steps in order; failures are values, but in a branch of a gather the last one escapes."""
-    out: list[Any] = []
-    for i, do in enumerate(steps):
-        here = f"{place}.{i}"
-        last_of_branch = place.count(".") > 0 and i == len(steps) - 1
-        with contextlib.suppress(*(() if last_of_branch else (EffectFailed, AgentError))):
-            out.append(await one(ctx, world, do, here))
-            continue
-        out.append("failed")
-    return out
+    async def carry_out(self, steps: tuple[Do, ...], place: str) -> list[Any]:
+        """Carry out steps in order; failures are values, but in a branch of a gather the last one escapes."""
+        out: list[Any] = []
+        for i, do in enumerate(steps):
+            here = f"{place}.{i}"
+            last_of_branch = place.count(".") > 0 and i == len(steps) - 1
+            with contextlib.suppress(*(() if last_of_branch else (EffectFailed, AgentError))):
+                out.append(await self.one(do, here))
+                continue
+            out.append("failed")
+        return out

@@ -19,7 +19,7 @@ import pytest
 from hosting import QUICK, hosted, records
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from programs import Do, World, carry_out, programs
+from programs import Do, Performer, World, programs
 
 from refold import Agent, Context, MessageBus, Refuse, Worker
 from refold.agents import client
@@ -255,7 +255,7 @@ async def ended(program: tuple[Do, ...], world: World, deaths: list[tuple[int, b
 
     @agent.on_task
     async def handle(ctx: Context, _: None) -> Any:
-        return await carry_out(ctx, world, program, "p")
+        return await Performer(ctx, world).carry_out(program, "p")
 
     observer = MemoryBroker(log)
     await observer.ensure_log(LogSpec(partitions=2))
@@ -348,6 +348,6 @@ def test_a_program_ends_the_same_wherever_its_processes_die(program, deaths, see
 
 
 @PATIENT
-@given(programs(st.booleans()), deaths_, st.integers(0, 2**32), st.sampled_from([0, 1000]))
+@given(programs(st.booleans(), "turn"), deaths_, st.integers(0, 2**32), st.sampled_from([0, 1000]))
 def test_a_program_whose_branches_are_stopped_by_a_failure_never_diverges(program, deaths, seed, max_live):
     _run(program, deaths, seed, max_live)
