@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import OrderedDict
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from typing import TYPE_CHECKING, Any
 
 from ..bus.errors import Divergence, PartitionLost, PoisonMessage, TryAgain
@@ -68,7 +68,7 @@ class Crew:
         run = Run(host := RunHost(worker, place, key), self._handler(h), h, w, place.writer())
         host.run = run
         place.add(key, run)
-        run.task = worker.spawn(self._carry_out(place, key, run, self._work(place, key, run, host)))
+        run.task = worker.spawn(self._carry_out(place, key, run, lambda: self._work(place, key, run, host)))
 
     def _handler(self, h: Handling) -> Handler:
         agent = self.worker.agents[h.agent]
@@ -78,11 +78,13 @@ class Crew:
         if not self.worker.cohorts.running or not await self._on_trial(place, key, run, host):
             await execute(run, host)
 
-    async def _carry_out(self, place: Place, key: RunKey, run: Run, work: Coroutine[Any, Any, None]) -> None:
+    async def _carry_out(
+        self, place: Place, key: RunKey, run: Run, work: Callable[[], Coroutine[Any, Any, None]]
+    ) -> None:
         """Run it to its end, whatever that is."""
         wait = 0.0
         try:
-            await work
+            await work()
         except asyncio.CancelledError:
             if not run.over:
                 raise
@@ -161,6 +163,8 @@ class Crew:
             return
         place.remove(key, run)
         self._free(run)
+        if not place.ended:
+            self.worker.passed(place, key)  # its task may not have begun, and then never does
 
     def _free(self, run: Run) -> None:
         """The run's slot is free."""
@@ -190,7 +194,7 @@ class Crew:
         elif run.fault is not None:
             run.over, run.finishing = "abandoned", True
             records = outcome.failure(run, run.fault)
-            run.task = self.worker.spawn(self._carry_out(place, key, run, conclude(run, host, records, 0.0)))
+            run.task = self.worker.spawn(self._carry_out(place, key, run, lambda: conclude(run, host, records, 0.0)))
 
     def end_all(self, place: Place, why: str, *, let_calls_finish: bool) -> None:
         """The place has gone; `let_calls_finish`: what is in a call may finish that."""
