@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import math
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
@@ -14,7 +15,7 @@ from ..brokers import open_broker
 from ..bus import codec, kinds
 from ..bus.broker import ANY_LOG, Broker, Listener, LogSpec
 from ..bus.clock import Clock, Source
-from ..bus.errors import NoSuchWorkflow, WorkflowExists
+from ..bus.errors import BrokerUnavailable, NoSuchWorkflow, WorkflowExists
 from ..bus.message import AgentMessage, Expected
 from ..bus.sender import Authorise, Position, Seal, Sender, allow, unsealed
 from ..projections.follow import Follower
@@ -24,6 +25,8 @@ from ..projections.view import Request
 from .agent import Agent, AsyncHandler, PlainHandler, asked_of, handler_of, name_of
 from .calls import ADDRESS, RequestCall, check_kind, value_of
 from .patience import why_no_answer
+
+log = logging.getLogger("refold.client")
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -233,19 +236,28 @@ class Handle(Generic[R]):
         return self.follower.correlation
 
     async def result(self, timeout: float | None = None) -> R:
-        """Wait for the answer (`timeout` seconds, None: for ever) and return it. Raises as `MessageBus.request`."""
+        """Wait for the answer (`timeout` seconds, None: for ever) and return it. Raises as `MessageBus.request`.
+
+        A log that cannot be reached is tried again, until the time is up: then BrokerUnavailable.
+        """
         clock = self.bus.clock
         until = math.inf if timeout is None else clock.monotonic() + timeout
         async with self.bus.told(self.correlation_id) as hint:
             while True:
                 hint.clear()
-                await self.follower.catch_up()
-                q = self._answered()
-                if q is not None:
-                    return cast("R", await self._value(q))
                 left = until - clock.monotonic()
+                try:
+                    await self.follower.catch_up()
+                    q = self._answered()
+                    if q is not None:
+                        return cast("R", await self._value(q))
+                except BrokerUnavailable as error:
+                    if left <= 0:
+                        raise
+                    log.warning("waiting for the answer of %s: %s; trying again", self.correlation_id, error)
                 if left <= 0:
-                    raise await why_no_answer(self.bus.broker, self.follower, self.request_id, cast("float", timeout))
+                    now, waited = self.bus.clock.now(), cast("float", timeout)
+                    raise await why_no_answer(self.bus.broker, self.follower, self.request_id, waited, now)
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(min(left, LOOK_AGAIN)):
                         await hint.wait()
@@ -265,6 +277,8 @@ class Handle(Generic[R]):
 
     async def status(self) -> Report:
         """Return the workflow's state now, with what it waits for and why it is blocked."""
+        if not self.follower.whole:
+            self.follower = Follower(self.bus.broker, self.correlation_id)
         await self.follower.catch_up()
         members = await self.bus.broker.members()
         hosted = {agent for m in members for agent in m.presence.agents}
@@ -278,7 +292,7 @@ class Handle(Generic[R]):
                 hint.clear()
                 async for j in follower.read():
                     if j.position > after:
-                        yield Event(j.position, j.time, j.verdict, codec.decode(j.value))
+                        yield Event(j.position, j.time, j.verdict, codec.readable(j.value))
                 if follower.workflow.verdicts and follower.workflow.is_complete():
                     return
                 with contextlib.suppress(TimeoutError):
@@ -326,6 +340,7 @@ class Handle(Generic[R]):
         from .control import cancel
 
         await cancel(self.bus, self.correlation_id, actor=self.bus.sender, reason=reason)
+        self.bus._hints.ring(self.correlation_id)
 
 
 class Hints:
@@ -348,9 +363,12 @@ class Hints:
 
     async def _hear(self, listener: Listener) -> None:
         while True:
-            correlation = (await listener.get()).decode(errors="replace")
-            for event in self._waiting.get(correlation, ()):
-                event.set()
+            self.ring((await listener.get()).decode(errors="replace"))
+
+    def ring(self, correlation: str) -> None:
+        """Wake whoever waits for that workflow here."""
+        for event in self._waiting.get(correlation, ()):
+            event.set()
 
     def headers(self) -> dict[str, str]:
         """Return the headers of a request whose answer somebody waits for here."""

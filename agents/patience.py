@@ -10,8 +10,10 @@ from ..projections.follow import Follower
 from ..projections.status import Wait, waits_of
 
 
-async def why_no_answer(broker: Broker, follower: Follower, request_id: str, waited: float) -> RequestTimeout:
-    """Return the error of a client whose time is up."""
+async def why_no_answer(
+    broker: Broker, follower: Follower, request_id: str, waited: float, now: float
+) -> RequestTimeout:
+    """Return the error of a client that has `waited` seconds, until `now` (unix seconds)."""
     q = follower.workflow.view.requests.get(request_id)
     agent = q.agent if q is not None else "?"
     members = [m for m in await broker.members(gone=True) if agent in m.presence.agents]
@@ -22,7 +24,7 @@ async def why_no_answer(broker: Broker, follower: Follower, request_id: str, wai
     )
     ids = {"correlation_id": workflow, "request_id": request_id}
     if any(m.alive for m in members):
-        progress = _progress(follower, agent, request_id)
+        progress = _progress(follower, agent, request_id, now)
         return RequestTimeout(f"no answer within {waited:g} s: {progress}. {stays}", **ids)
     if members or agent in follower.listeners:
         seen = f"last seen {_ago(min(m.age for m in members))} ago" if members else "seen before, when is not known"
@@ -47,13 +49,13 @@ def _list(known: list[str]) -> str:
     return f"known are {', '.join(known)}." if known else "no worker has been seen on this log at all."
 
 
-def _progress(follower: Follower, agent: str, request_id: str) -> str:
+def _progress(follower: Follower, agent: str, request_id: str, now: float) -> str:
     h = follower.workflow.view.handling(agent, request_id)
     if h is None or not h.begun:
         return f"{agent!r} has recorded nothing yet (queued, or in its first step)"
     if h.parked:
         return f"{agent!r} is parked: {h.parked}"
-    waits = [_wait(w) for w in waits_of(follower.workflow.view, h)]
+    waits = [_wait(w) for w in waits_of(follower.workflow.view, h) if w.what != "retry" or (w.due or 0.0) > now]
     if waits:
         return f"{agent!r} waits for {' and '.join(waits)}"
     done = sum(1 for st in h.steps.values() if st.settled)

@@ -29,7 +29,8 @@ class Judged(NamedTuple):
 class Follower:
     """The fold of one workflow, brought up to date by `catch_up`.
 
-    `after`: the position before the workflow's first record, where it is known; 0 reads from the start.
+    `after`: the position before the workflow's first record, where it is known; 0 reads from the start. Who listened
+    below that position is not known then: it is enough for an answer, not for the status (`whole`).
     """
 
     def __init__(self, broker: Broker, correlation: str, after: int = 0) -> None:
@@ -39,6 +40,7 @@ class Follower:
         self.workflow = Workflow(correlation)
         self.listeners: Listeners = {}
         self.owners: dict[str, Envelope] = {}
+        self.whole = not after
         self._after = after
 
     async def catch_up(self) -> None:
@@ -52,6 +54,8 @@ class Follower:
         while after is not None:
             page = await self.broker.read_workflow(self.correlation, after=after)
             for stored in page.records:
+                if stored.position <= self._after:
+                    continue  # another task that follows too has folded it meanwhile
                 self._after = stored.position
                 try:
                     r = envelope(stored.value)

@@ -17,8 +17,7 @@ import msgspec
 import pydantic
 import pytest
 from hosting import QUICK, hosted, records
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
+from hypothesis import HealthCheck, given, settings, strategies as st
 from programs import Do, Performer, World, programs
 
 from refold import Agent, Context, MessageBus, Refuse, Worker
