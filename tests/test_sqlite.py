@@ -23,6 +23,7 @@ from stopping import stop
 
 from refold.brokers.memory import MemoryBroker
 from refold.brokers.sqlite import SqliteBroker, from_url, leases, tidy
+from refold.brokers.sqlite.connection import connect
 from refold.brokers.sqlite.keeper import Keeper
 from refold.brokers.sqlite.leases import Lease
 from refold.brokers.sqlite.subscription import SqliteSubscription
@@ -705,6 +706,56 @@ def test_a_loop_that_does_not_turn_is_ended_with_its_stack_in_the_log(go, tmp_pa
             assert "stalled.wait(10)" in caplog.text
 
     go(main())
+
+
+@pytest.mark.parametrize("moment", ["between two turns", "within a turn"])
+def test_a_process_that_was_stopped_did_not_stall_and_takes_nobody_for_dead(tmp_path, monkeypatch, moment):
+    """The times at which the keeper looks at the clock are given: it is stopped for 100 s, whichever line it is at."""
+    path, stalls, now = tmp_path / "log.db", [], [1000.0]
+    monkeypatch.setattr("refold.brokers.sqlite.keeper.time.monotonic", lambda: now[0])
+    asyncio.run(make(path))
+    keepers = [keeper_of(path, name, lambda: stalls.append(1)) for name in ("a", "b")]
+    for keeper in keepers:
+        monkeypatch.setattr(keeper, "_thread", threading.Thread())
+        keeper.join()
+    with contextlib.closing(connect(str(path))) as db:
+        for _ in range(8):
+            now[0] += 1.0
+            for keeper in keepers:
+                keeper.turned = now[0]
+                keeper._turn(db)
+        first, second = keepers
+        held = dict(first.held), dict(second.held)
+        assert sum(map(len, held)) == 2
+        read = leases.read
+
+        def stopped(*args):
+            rows = read(*args)
+            now[0] += 100.0
+            return rows
+
+        with monkeypatch.context() as patch:
+            if moment == "within a turn":
+                patch.setattr(leases, "read", stopped)
+                first._look(db)  # all processes of a suspended host
+            else:
+                now[0] += 100.0
+        now[0] += 0.5
+        first._turn(db)  # before its loop has turned, and before the other has renewed
+        assert stalls == []
+        assert (first.held, second.held) == held
+
+
+async def make(path):
+    async with opened(path):
+        pass
+
+
+def keeper_of(path, name, on_stall):
+    return Keeper(
+        str(path), "g", name, 2, None, lease=8.0, stall_limit=30.0, patience=1.0, tell=lambda event: None,
+        on_stall=on_stall, ring=lambda: None,
+    )  # fmt: skip
 
 
 def test_an_epoch_ends_for_its_owner_when_another_takes_it(go, until, tmp_path):

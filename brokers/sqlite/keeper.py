@@ -50,7 +50,7 @@ class Keeper:
         self._lock = threading.Lock()
         self._revoking: set[int] = set()
         self._seen: dict[str, tuple[int, float]] = {}
-        self._looked = time.monotonic()
+        self._began = time.monotonic()
         self._wake = threading.Event()
         self._stop = threading.Event()
         self._me = Peer(member, self.token, 1, os.getpid(), leases.started(os.getpid()) or 0.0, leases.place(), wanted)
@@ -59,6 +59,7 @@ class Keeper:
     # ---- called by the subscription ----------------------------------------------------------------------------------
     def join(self) -> None:
         """Enter the group and start the thread. Blocks for a moment. Raises ConfigError where the name is taken."""
+        self._began = time.monotonic()
         with translated(self.path):
             db = connect(self.path)
             try:
@@ -112,16 +113,16 @@ class Keeper:
                 log.warning("the leases of %s could not be kept: %s", self.member, error)
             except Exception:
                 log.exception("the leases of %s could not be kept", self.member)
-            self._looked = time.monotonic()
             self._wake.wait(pause)
             self._wake.clear()
         if db is not None:
             db.close()
 
     def _turn(self, db: sqlite3.Connection) -> None:
-        now = time.monotonic()
-        if now - self._looked > self.lease / 2:  # this process was stopped: its loop did not block, nor are others dead
-            self.turned = now
+        before, self._began = self._began, time.monotonic()
+        now = self._began
+        if now - before > self.lease / 2:  # this process was stopped, maybe within its last turn
+            self.turned = now  # so its loop did not block, nor are others dead
             self._seen.clear()
         if now - self.turned > self.stall_limit:
             self._stalled(now)
@@ -200,7 +201,7 @@ class Keeper:
         """Its counter moved within the lease, by this process's own clock; a dead process of this host is dead."""
         if peer.token == self.token:
             return True
-        now = time.monotonic()
+        now = self._began  # the rows were read later
         counter, since = self._seen.get(peer.token, (-1, now))
         if counter != peer.counter:
             since = now
