@@ -37,7 +37,7 @@ class Request(NamedTuple):
 class Failed(NamedTuple):
     """What came of a job that could not be carried out."""
 
-    error: Exception
+    error: BaseException
 
 
 def carry_out(db: sqlite3.Connection, jobs: list[Job]) -> list[Any]:
@@ -67,7 +67,9 @@ class Writer:
         self._queued = 0
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="refold-sqlite-writer")
         self._db: sqlite3.Connection | None = None
-        self._task: asyncio.Task[None] | None = None
+        self._loop: asyncio.AbstractEventLoop
+        self._idle = asyncio.Event()
+        self._idle.set()
         self._closed = False
 
     def watch(self, opened: tuple[int, int]) -> None:
@@ -81,11 +83,13 @@ class Writer:
             raise BrokerUnavailable(f"{self._path} is closed")
         if self._queued > MAX_QUEUE_BYTES or len(self._queue) >= MAX_QUEUE_JOBS:
             raise Overloaded(f"{len(self._queue)} appends wait to be written to {self._path}: send more slowly")
-        done: asyncio.Future[T] = asyncio.get_running_loop().create_future()
+        self._loop = asyncio.get_running_loop()
+        done: asyncio.Future[T] = self._loop.create_future()
         self._queue.append(Request(job, size, word, done))
         self._queued += size
-        if self._task is None or self._task.done():
-            self._task = asyncio.get_running_loop().create_task(self._drain())
+        if self._idle.is_set():
+            self._idle.clear()
+            self._loop.call_soon(self._next)  # with what else is asked for in this turn of the loop
         return await done
 
     def _next_batch(self) -> list[Request]:
@@ -97,24 +101,31 @@ class Writer:
         self._queued -= size
         return batch
 
-    async def _drain(self) -> None:
-        loop = asyncio.get_running_loop()
-        while self._queue:
-            batch = self._next_batch()
-            try:
-                results = await loop.run_in_executor(self._thread, self._commit, batch)
-            except Exception as error:  # noqa: BLE001 - each caller of the batch gets it: nothing of theirs is written
-                for request in batch:
-                    if not request.done.done():  # its caller has been cancelled
-                        request.done.set_exception(error)
+    def _next(self) -> None:
+        if self._queue:
+            self._thread.submit(self._work, self._next_batch())
+        else:
+            self._idle.set()
+
+    def _work(self, batch: list[Request]) -> None:
+        """Carry out a batch, in the thread, and tell the loop."""
+        results: list[Any]
+        try:
+            results = self._commit(batch)
+        except BaseException as error:  # noqa: BLE001 - each caller of the batch gets it: nothing of theirs is written
+            results = [Failed(error)] * len(batch)
+        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits
+            self._loop.call_soon_threadsafe(self._finished, batch, results)
+
+    def _finished(self, batch: list[Request], results: list[Any]) -> None:
+        self._next()
+        for request, result in zip(batch, results, strict=True):
+            if request.done.done():  # its caller has been cancelled
+                continue
+            if isinstance(result, Failed):
+                request.done.set_exception(result.error)
             else:
-                for request, result in zip(batch, results, strict=True):
-                    if request.done.done():
-                        continue
-                    if isinstance(result, Failed):
-                        request.done.set_exception(result.error)
-                    else:
-                        request.done.set_result(result)
+                request.done.set_result(result)
 
     def _commit(self, batch: list[Request]) -> list[Any]:
         """Carry out a batch; where a job of it is wrong, each alone, so that it harms no other."""
@@ -164,8 +175,7 @@ class Writer:
         """Finish what was accepted, then close the connection."""
         self._closed = True
         try:
-            while self._task is not None and not self._task.done():
-                await asyncio.wait([self._task])
+            await self._idle.wait()
         finally:
             closing = asyncio.get_running_loop().run_in_executor(self._thread, self._disconnect)
             self._thread.shutdown(wait=False)
