@@ -1,8 +1,10 @@
 # Each target makes the virtual environment that it needs; nothing is installed elsewhere. PYTHON=... picks an interpreter.
-.PHONY: help test test-all crash-points check demo picture dev clean
+.PHONY: help test test-all crash-points bench check demo picture dev clean
 VENV := $(CURDIR)/.venv
 CHECK := $(CURDIR)/.venv-check
 DEV := $(CURDIR)/.venv-dev
+BENCH := $(CURDIR)/.venv-bench
+ROWS ?=
 TESTS ?=
 N ?= 2
 
@@ -21,6 +23,10 @@ crash-points: ## die at every call of the log, the stores and the effects, resta
 	@scripts/venv.sh $(VENV) editable test
 	cd tests && $(VENV)/bin/python -m crash_points.campaign
 
+bench: ## refold beside hand-written loops and what others offer, in up to an hour (ROWS="append pipeline", ARGS="--turns 3")
+	@scripts/venv.sh $(BENCH) editable bench-peers
+	$(BENCH)/bin/python bench/run.py --limit 3600 $(ARGS) $(ROWS)
+
 check: ## ruff, import-linter, mypy and pyright, on what ships
 	@scripts/venv.sh $(CHECK) installed test check
 	@scripts/check.sh $(CHECK)
@@ -38,4 +44,4 @@ dev: ## an environment for editors; again after adding a file
 	@echo "choose $(DEV)/bin/python in your editor"
 
 clean: ## remove what the targets made
-	rm -rf $(VENV) $(CHECK) $(DEV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis refold-demo
+	rm -rf $(VENV) $(CHECK) $(DEV) $(BENCH) .bench-* build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis refold-demo

@@ -19,7 +19,9 @@ from typing import Any
 BENCH = Path(__file__).parent
 Side = Callable[[Path], Mapping[str, float]]
 """Given an empty folder on the disk that is measured, return figures by key."""
-PACKAGES = ("refold", "aiosqlite", "msgspec", "orjson", "uuid-utils")
+PACKAGES = (
+    "refold", "aiosqlite", "msgspec", "orjson", "uuid-utils", "taskiq", "langgraph", "langgraph-checkpoint-sqlite", "dbos",
+)  # fmt: skip
 TEMPORARY = os.environ.get("BENCH_FOLDER") or str(BENCH.parent)
 """Where logs are written: a disk that syncs (`/tmp` may be memory)."""
 
@@ -104,9 +106,16 @@ def meets(target: str, line: Mapping[str, Any]) -> bool | None:
     return False
 
 
+def _is_there(name: str) -> bool:
+    try:
+        return bool(metadata.version(name))
+    except metadata.PackageNotFoundError:
+        return False
+
+
 def versions() -> dict[str, str]:
     """Return what was measured, and on what."""
-    found = {name: metadata.version(name) for name in PACKAGES}
+    found = {name: metadata.version(name) for name in PACKAGES if _is_there(name)}
     found |= {"python": platform.python_version(), "sqlite": sqlite3.sqlite_version}
     found |= {"cpus": str(os.cpu_count()), "machine": platform.machine(), "kernel": platform.release()}
     try:

@@ -16,7 +16,7 @@ import measure
 ROWS = [path.stem for path in sorted((measure.BENCH / "rows").glob("*.py"))]
 ORDER = [
     "append", "pipeline", "latency", "processes", "child", "wakeup", "rebuild", "waiting", "takeover", "steps", "calls",
-    "imports", "growth",
+    "imports", "growth", "peers",
 ]  # fmt: skip
 
 
