@@ -32,7 +32,7 @@ from .agent import Handler
 from .branches import Branch, BranchStopped, Gathering
 from .calls import Call, EffectCall, OutputCall, RequestCall, TimerCall, describe, invoke, value_of
 from .causes import as_failure, describe_error, is_own
-from .threads import Threads
+from .threads import NoThread, Threads
 from .writing import work_record
 
 if TYPE_CHECKING:
@@ -443,7 +443,11 @@ class Run:
         def late() -> bool:
             return isinstance(self.fault, HandlerTimeout)
 
-        return await self.host.threads.run(function, args, kwargs, timeout, late)
+        try:
+            return await self.host.threads.run(function, args, kwargs, timeout, late)
+        except NoThread as error:  # no outcome of the function's, and nothing that a record can say
+            self.fail(error)
+            raise
 
     # ---- gather ----------------------------------------------------------------------------------------------------
     async def gather(self, gather: Gather[Any]) -> list[Any]:

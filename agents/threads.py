@@ -9,6 +9,7 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
+from ..bus.errors import Overloaded
 from .causes import describe_error
 
 ABANDONED_LIMIT = 8
@@ -19,6 +20,10 @@ GRACE = 60.0
 
 class Late(TimeoutError):
     """The function did not return within its time limit; its thread is left to itself."""
+
+
+class NoThread(Overloaded):
+    """The process cannot start a thread now: the function was not called."""
 
 
 class Job:
@@ -52,7 +57,7 @@ class Threads:
         self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any],
         timeout: float | None = None, late: Callable[[], bool] = lambda: False,
     ) -> Any:  # fmt: skip
-        """Call the function in a thread. Raises Late when it has run for `timeout` seconds.
+        """Call the function in a thread. Raises Late when it has run for `timeout` seconds, NoThread.
 
         Cancelled, it leaves the thread to itself; `late` says then whether the caller was ended for taking too long.
         A call that no thread has begun is not made.
@@ -60,9 +65,9 @@ class Threads:
         context = contextvars.copy_context()
         job = Job(lambda: context.run(function, *args, **kwargs), timeout)
         self._busy += 1
-        self._grow()
-        self._jobs.put(job)
         try:
+            self._grow()
+            self._jobs.put(job)
             async with job.scope:
                 return await job.future
         except TimeoutError:
@@ -80,9 +85,15 @@ class Threads:
             self._busy -= 1
 
     def _grow(self) -> None:
-        if self._alive - self._away < min(self._size, self._busy):
+        at_hand = self._alive - self._away
+        if at_hand >= min(self._size, self._busy):
+            return
+        try:
+            threading.Thread(target=self._work, name=f"refold-{self._alive + 1}", daemon=True).start()
             self._alive += 1
-            threading.Thread(target=self._work, name=f"refold-{self._alive}", daemon=True).start()
+        except RuntimeError as error:  # out of memory or threads: those that are there take the call in their turn
+            if at_hand <= 0:
+                raise NoThread(f"this process can start no thread for a plain function: {error}") from error
 
     def _leave(self, job: Job, *, late: bool) -> None:
         """Nobody waits for the call any more: another thread takes the place of the one that has it."""

@@ -10,7 +10,7 @@ import threading
 import pytest
 from hosting import QUICK, hosted, kinds_of, opened, working
 
-from refold import Agent, AgentError, Context, EffectFailed, MessageBus, RetryPolicy
+from refold import Agent, AgentError, Context, EffectFailed, MessageBus, RetryPolicy, run
 from refold.agents import threads as pool
 from refold.agents.threads import Late, Threads
 from refold.cli.logs import AboutHandling, JsonLines
@@ -267,5 +267,28 @@ def test_every_line_logged_inside_a_handler_says_which_one_also_from_its_threads
             assert (workflow, name) == ("w", "a")
             assert message == (note.id if text == "in a plain handler" else asked)
             assert attempt in ((1, 2) if text in ("in the handler", "in a branch") else (1,))
+
+    go(main())
+
+
+def test_where_no_thread_can_be_started_nothing_was_called_and_the_handling_is_tried_again(go, monkeypatch):
+    agent, refused = Agent("plain"), [True, True]
+    start = threading.Thread.start
+
+    def grudging(thread):
+        if thread.name.startswith("refold-") and thread.name != "refold-watchdog" and refused:
+            refused.pop()
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    @agent.on_task
+    async def work(ctx: Context, n: int) -> int:
+        return await ctx.effect("double", lambda: 2 * n, retry=RetryPolicy(attempts=1))
+
+    async def main():
+        monkeypatch.setattr(threading.Thread, "start", grudging)
+        async with run(agent, broker="memory://") as bus:
+            assert await bus.request("plain", 21) == 42
+        assert not refused
 
     go(main())

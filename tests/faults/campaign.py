@@ -52,13 +52,14 @@ async def run_once(scenario: str, seed: int, folder: Path) -> Outcome:
         except (NoProgress, TimeoutError) as error:
             findings.append(f"no progress: {error}")
         stage.end()
-        if stage.judged and not findings:
+        if not findings:
             checked = await check(folder, failed=stage.failed)
             findings += checked.findings
         made = Outcome(scenario, seed, time.monotonic() - began, stage.seen, findings, str(folder))
     if checked is not None:
         for name in ("records", "acknowledged", "calls", "repeated", "deaths", "late"):
             setattr(made, name, getattr(checked, name))
+        made.seen += checked.late if stage.late_counts else 0
     return made
 
 

@@ -8,6 +8,7 @@ import os
 import random
 import resource
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
@@ -53,7 +54,8 @@ class Process:
 
 
 class Stage:
-    """One run. `seen` counts the faults that were seen; a run without any does not count."""
+    """One run. `seen` counts the faults that were seen; a run without any does not count. With `late_counts` a write of
+    an owner that had a successor, refused or an outcome, is a fault that was seen too."""
 
     def __init__(self, folder: Path, seed: int) -> None:
         self.folder = folder
@@ -63,7 +65,7 @@ class Stage:
         self.environment: dict[str, str] = {}
         self.seen = 0
         self.failed: frozenset[str] = frozenset()
-        self.judged = True
+        self.late_counts = False
 
     # ---- processes -------------------------------------------------------------------------------------------------
     def _start(self, name: str, module: str, *words: str) -> Process:
@@ -134,6 +136,16 @@ class Stage:
     def last_words(self, process: Process) -> str:
         """Return the end of a process's log."""
         return ([line for line in self.said(process) if line.strip()] or [""])[-1]
+
+    def is_locked(self) -> bool:
+        """Somebody holds the log's write lock, and goes on holding it."""
+        with contextlib.closing(sqlite3.connect(self.folder / "log.db", timeout=0.1, isolation_level=None)) as db:
+            try:
+                db.execute("BEGIN IMMEDIATE")
+            except sqlite3.OperationalError:
+                return True
+            db.execute("ROLLBACK")
+        return False
 
     # ---- what was seen ---------------------------------------------------------------------------------------------
     def history(self) -> list[dict[str, Any]]:

@@ -30,7 +30,7 @@ QUICK = RetryPolicy(attempts=3, initial=0.01, maximum=0.05, jitter=0)
 clerk = Agent("clerk", retry=QUICK)
 auditor = Agent("auditor", retry=QUICK)
 taster = Agent("taster", retry=QUICK, timeout=3.0)
-MEMORY = 400 * 1024 * 1024
+MEMORY = 2 * 1024**3
 """Bytes that a taster may have beyond what it has: the poison that asks for more is refused them."""
 
 
@@ -101,7 +101,8 @@ def tell(folder: Path, worker: Worker) -> None:
 def main() -> int:
     folder, *rest = sys.argv[1:]
     settings: dict[str, Any] = dict(pair.split("=") for pair in rest)
-    agents = [a for a in (clerk, auditor, taster) if a.name in settings.pop("agents", "clerk,auditor").split(",")]
+    wanted = settings.pop("agents", "clerk,auditor").split(",")
+    agents = [a for a in (clerk, auditor, taster) if a.name in wanted]
     logging.basicConfig(level="INFO", format="%(asctime)s %(process)d %(name)s %(levelname)s %(message)s")
     if (within := float(settings.pop("die_in_checkpoint", 0))) > 0:
         tidy.PASSIVE = tidy.TRUNCATE = 40_000
