@@ -725,6 +725,7 @@ def test_a_process_that_was_stopped_did_not_stall_and_takes_nobody_for_dead(tmp_
                 keeper.turned = now[0]
                 keeper._turn(db)
         first, second = keepers
+        first._look(db)  # it knows the last counter of the other
         held = dict(first.held), dict(second.held)
         assert sum(map(len, held)) == 2
         read = leases.read
