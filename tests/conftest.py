@@ -12,6 +12,7 @@ import pytest
 from hypothesis import settings
 
 T = TypeVar("T")
+pytest_plugins = ("simulation.mix",)
 
 settings.register_profile("quick", deadline=None, print_blob=True)
 settings.register_profile("thorough", deadline=None, print_blob=True, max_examples=2000)

@@ -14,6 +14,7 @@ from refold.bus import codec, kinds
 from refold.bus.broker import Stored
 from refold.bus.errors import UndecodableRecord
 from refold.bus.message import Envelope
+from refold.bus.partition import partition_of
 from refold.projections.frozen import freeze, thaw
 from refold.projections.partition import PartitionFold, listen
 from refold.projections.verdict import Verdict
@@ -112,7 +113,8 @@ def check_all(story: Story) -> None:
 
 
 def _check_record(world: World, stored: Stored, r: Envelope, verdict: Verdict) -> None:
-    if r.work is not None and verdict in (Verdict.INVALID, Verdict.CONFLICT):
+    beaten = r.message_type == kinds.EXPIRED  # by a handling whose first record came before
+    if r.work is not None and not beaten and verdict in (Verdict.INVALID, Verdict.CONFLICT):
         world.violation(f"refold wrote what admission refuses: {r.message_type} {r.id} is {verdict}")
     if r.message_type == kinds.EFFECT_COMPLETED and verdict is Verdict.ADMITTED:
         paid = str(codec.payload(stored.value)).startswith("paid ")
@@ -161,7 +163,8 @@ def _check_owners(world: World, read: Read) -> None:
         elif r.work is not None and world.refuses and verdict is not Verdict.MISPLACED:
             group, epoch = owners[r.work.writer.partition("#")[0]]
             if epoch < newest[group] and r.message_type not in kinds.OUTCOMES:
-                world.violation(f"{r.message_type} {r.id} at {stored.position} was written in epoch {epoch}, after {newest[group]}")
+                what = f"{r.message_type} {r.id} at {stored.position}"
+                world.violation(f"{what} was written in epoch {epoch}, after {newest[group]}")
 
 
 def _check_order(world: World, w: Workflow) -> None:
@@ -191,7 +194,7 @@ def _check_order(world: World, w: Workflow) -> None:
             first = begun.get(h.key, 0)
             exempt = h.kind == kinds.TASK_REQUEST and h.inside
             if first and first < ended and not exempt:
-                world.violation(f"{w.correlation}: {h.key} begins at {first}, before one in front of it ends at {ended}")
+                world.violation(f"{w.correlation}: {h.key} begins at {first}, one in front of it ends at {ended}")
             ended = max(ended, h.closed)
 
 
@@ -221,8 +224,6 @@ def check_order(story: Story, order: Order, w: Workflow | None) -> None:
 def _answer(world: World, w: Workflow, ref: tuple[int, int], kind: str) -> Any:
     if kind != kinds.TASK_RESPONSE:
         return "error", kind
-    from refold.bus.partition import partition_of
-
     stored = world.broker.log.partitions[partition_of(w.correlation, world.partitions)][ref[0] - 1]
     try:
         return "ok", codec.payload(stored.value)

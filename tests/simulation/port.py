@@ -11,8 +11,23 @@ from typing import Any
 
 from refold.brokers.memory import MemoryBroker, MemorySubscription
 from refold.bus.broker import (
-    Appended, Assigned, Batch, Capabilities, Checkpoint, Event, Fence, Fenced, Health, Item, LogMeta, Lost, Member,
-    Page, Presence, Result, Stored,
+    Appended,
+    Assigned,
+    Batch,
+    Capabilities,
+    Checkpoint,
+    Event,
+    Fence,
+    Fenced,
+    Health,
+    Item,
+    LogMeta,
+    Lost,
+    Member,
+    Page,
+    Presence,
+    Result,
+    Stored,
 )  # fmt: skip
 from refold.bus.clock import Clock
 from refold.bus.errors import BrokerUnavailable
@@ -95,6 +110,8 @@ class Port:
         if world.happens("append late"):
             world.later(world.random.uniform(0.01, 8.0), lambda: self._late(items, fence))
             raise BrokerUnavailable("whether it was written is unknown")
+        if world.roll_back is not None and world.happens("rolled back meanwhile"):
+            await world.roll_back(items[0].key)
         results = await self._append(items, fence)
         world.note("appended", *results)
         if any(isinstance(r, Fenced) for r in results):
@@ -154,7 +171,8 @@ class Port:
 
     async def checkpoint(self, group: str, partition: int) -> Checkpoint | None:
         await self.before("checkpoint", group, partition)
-        if any(s.process is self.process and s.group == group and partition in s.owned() for s in self.world.subscriptions):
+        mine = [s for s in self.world.subscriptions if s.process is self.process and s.group == group]
+        if any(partition in s.owned() for s in mine):
             self._spoil(group, partition)
         found = await self.inner.checkpoint(group, partition)
         await self.after()
@@ -308,8 +326,8 @@ class SimSubscription:
         gone: Collection[bytes],
     ) -> bool:  # fmt: skip
         world = self.world
-        said = [f"{k.hex()[:8]}={short(v)}" for k, v in changed.items()]
-        await self.port.before("save_checkpoint", partition, epoch, position, anchor, *said, [k.hex()[:8] for k in gone])
+        said = [f"{k.hex()[:8]}={short(v)}" for k, v in changed.items()] + [f"-{k.hex()[:8]}" for k in gone]
+        await self.port.before("save_checkpoint", partition, epoch, position, anchor, *said)
         if world.happens("checkpoint not saved"):
             raise BrokerUnavailable("the checkpoint was not written")
         saved = await self.inner.save_checkpoint(partition, epoch, position, anchor, changed, gone)

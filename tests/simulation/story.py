@@ -15,11 +15,20 @@ from refold.agents import control
 from refold.agents.worker import Worker
 from refold.bus import codec, facts, kinds
 from refold.bus.broker import LogSpec
-from refold.bus.errors import BrokerUnavailable, ConfigError, GroupConflict, NoSuchWorkflow, RequestTimeout, TryAgain, VerbRefused
+from refold.bus.errors import (
+    BrokerUnavailable,
+    ConfigError,
+    GroupConflict,
+    NoSuchWorkflow,
+    RequestTimeout,
+    TryAgain,
+    VerbRefused,
+)  # fmt: skip
 from refold.bus.message import AgentMessage, Expected
 from refold.projections.follow import Follower
 from refold.projections.verdict import is_outside
 
+from .checks import check_all, check_worker, unfinished
 from .loop import Process, StuckError, VirtualLoop, current
 from .port import Port
 from .programs import NOTES, TASKS, FailedError, Program, Writer, evaluate, is_loose, operations, play
@@ -64,6 +73,7 @@ class Order:
         self.loose = is_loose(program)
         self.broken = any(op["do"] == "broken" for op in operations(program))
         self.kinds = [op["kind"] for op in operations(program) if op["do"] == "receive"]
+        self.started = False
         self.outcome: Any = None
         self.done = False
 
@@ -209,7 +219,7 @@ class Story:
 
     def _stop(self, key: tuple[str, str], process: Process) -> None:
         worker = self.world.workers.get(process)
-        if worker is not None and hasattr(worker, "sub"):
+        if worker is not None:
             self.world.meet("stopped in good order")
             worker.stop()
 
@@ -219,8 +229,6 @@ class Story:
             self.hire(key[0])
 
     def _check(self, key: tuple[str, str], process: Process) -> None:
-        from .checks import check_worker
-
         if worker := self.world.workers.get(process):
             check_worker(self.world, worker)
 
@@ -259,10 +267,9 @@ class Story:
     def order(self, id: str) -> Order:
         writer = Writer(self.random, id)
         if self.poison:
-            program: Any = "poison" if self.random.random() < 0.25 else [{"do": "effect", "token": f"{id}.e", "fails": 0}] * 1
-            if program == "poison":
+            program: Program = [{"do": "effect", "token": f"{id}.e", "fails": 0}]
+            if self.random.random() < 0.25:
                 self.deadly.add(id)
-                program = []
         else:
             program = writer.program(broken=self.random.random() < 0.1)
         return Order(id, self.random.choice(TASKS[:3] if self.poison else TASKS), program)
@@ -274,6 +281,7 @@ class Story:
         if not self.poison and rnd.random() < 0.1:
             ttl, order.loose = rnd.choice((0.5, 5.0)), True
         handle = await _again(lambda: bus.start(order.agent, payload, id=order.id, ttl=ttl, priority=rnd.randint(0, 9)))
+        order.started = True
         if not self.poison and rnd.random() < 0.1:
             order.loose = True
             self.loop.call_later(rnd.uniform(0, 20), lambda: self._cancel(bus, order))
@@ -302,7 +310,7 @@ class Story:
         bus = MessageBus(Port(self.world, process, clock), sender="person", clock=clock, source=source)
         while True:
             await asyncio.sleep(self.random.uniform(1, 20))
-            for order in self.orders:
+            for order in [o for o in self.orders if o.started]:
                 for id in [order.id, *self.world.children(order.id)] if order.kinds else ():
                     follower = Follower(bus.broker, id)
                     with contextlib.suppress(TryAgain):
@@ -363,6 +371,16 @@ class Story:
                     if follower.workflow.verdicts[record.id] == "admitted":
                         self.world.meet("rolled back")
 
+    async def roll_back_meanwhile(self, id: str | None) -> None:
+        """A rollback comes between what a worker has decided and what it appends."""
+        if any(id == o.id or id in self.world.children(o.id) for o in self.orders if not o.broken):
+            follower = Follower(self.world.broker, id)
+            await follower.catch_up()
+            bus = MessageBus(self.world.broker, clock=self.world.clock, source=self.world.broker.source)
+            record = self.rolled_back(bus, follower)
+            if record is not None:
+                await bus.send_control(record)
+
     def rolled_back(self, bus: MessageBus, follower: Follower) -> AgentMessage | None:
         w = follower.workflow
         if not w.version:
@@ -388,12 +406,12 @@ class Story:
                 world.meet("old record again")
                 old = rnd.choice(records)
                 world.store(p, old.key, old.value)
-            elif world.partitions > 1 and self.orders:
+            elif world.partitions > 1 and (started := [o for o in self.orders if o.started]):
                 world.meet("message in a wrong partition")
                 message = AgentMessage(
                     id=world.broker.source.new_id(), sender_id="stranger", receiver_id=rnd.choice(TASKS),
                     message_type="note", payload=f"stray {world.loop.time():.3f}",
-                    correlation_id=rnd.choice(self.orders).id, timestamp=world.clock.now(),
+                    correlation_id=rnd.choice(started).id, timestamp=world.clock.now(),
                 )  # fmt: skip
                 world.store(rnd.randrange(world.partitions), message.correlation_id, codec.encode(message))
 
@@ -402,7 +420,10 @@ class Story:
         """Play it. What went wrong is in `world.wrong`."""
         try:
             self.loop.run_until_complete(self.main())
+            told, self.loop.errors = self.loop.errors, []
             self.bury()
+            told += [e for e in self.loop.errors if "never retrieved" in e.get("message", "")]
+            self.world.wrong += [f"left behind: {e.get('message')} {e.get('exception')!r}" for e in told]
         except StuckError as error:
             self.world.wrong.append(str(error))
         return self.world
@@ -419,7 +440,9 @@ class Story:
             self.hire("other")
         leases = asyncio.ensure_future(world.keep_leases())
         clients = [self.start(f"client-{n}", self.client(n)) for n in range(rnd.randint(1, 2))]
-        if self.poison:
+        if not self.poison:
+            world.roll_back = self.roll_back_meanwhile
+        else:
             world.rates = {k: r for k, r in world.rates.items() if not k.startswith("crash")}
         helpers = [self.start("supervisor", self.supervise()), self.start("people", self.talk())]
         bad = [] if self.poison else [self.chaos(), self.roll_back(), self.strangers()]
@@ -446,12 +469,13 @@ class Story:
 
     async def settled(self, clients: list[Process]) -> None:
         """Wait until every client has its answers and nothing is open in the log any more."""
-        from .checks import unfinished
-
         until = self.loop.time() + PATIENCE
         while self.loop.time() < until:
             await asyncio.sleep(2.0)
             waiting = [o.id for o in self.orders if not o.done]
+            for p in clients:
+                if self.roots[p].done() and (error := self.roots[p].exception()) is not None:
+                    raise StuckError(f"{p} ended with {error!r}") from error
             if not waiting and all(self.roots[p].done() for p in clients):
                 left = unfinished(self.world)
                 if not left:
@@ -480,15 +504,15 @@ class Story:
 
     async def all_stop(self) -> None:
         """Stop every worker in good order, and see that nothing of it is left."""
-        from .checks import check_all
-
         check_all(self)
-        for worker in list(self.world.workers.values()):
-            if hasattr(worker, "sub"):
+        until = self.loop.time() + 60
+        while self.loop.time() < until:
+            for worker in self.world.workers.values():
                 worker.stop()
-        living = [self.roots[p] for p in self.world.processes if not p.dead and not self.roots[p].done()]
-        if living:
-            await asyncio.wait(living, timeout=60)
+            living = [self.roots[p] for p in self.world.processes if not p.dead and not self.roots[p].done()]
+            if not living:
+                break
+            await asyncio.wait(living, timeout=5)
         for process in self.world.processes:
             root = self.roots[process]
             if not process.dead and not root.done():
@@ -508,8 +532,6 @@ class Story:
             process.buried = True
         loop.run_until_complete(self._unwind())
         loop.close()
-        for context in loop.errors:
-            world.wrong.append(f"left behind: {context.get('message')} {context.get('exception')!r}")
 
     async def _unwind(self) -> None:
         dead = [self.roots[p] for p in self.world.processes if not self.roots[p].done()]

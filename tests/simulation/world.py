@@ -1,4 +1,4 @@
-"""What is outside of the simulated processes: the log, the network's tricks, leases, the ledger of effects, the trace."""
+"""What is outside of the simulated processes: the log, the network, leases, the ledger of effects, the trace."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import asyncio
 import hashlib
 import random
 from collections import Counter, defaultdict
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextvars import copy_context
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +16,7 @@ from refold.bus import codec, kinds
 from refold.bus.broker import Checkpoint, Item
 from refold.bus.clock import Clock, Source
 from refold.bus.errors import UndecodableRecord
+from refold.bus.message import Envelope
 from refold.bus.partition import partition_of
 
 from .loop import WORLD, Process, VirtualLoop, current
@@ -28,9 +29,9 @@ LEASE = 4.0
 
 RATES = {
     "append refused": 0.02, "append unknown": 0.02, "append late": 0.02, "append twice": 0.03, "call refused": 0.01,
-    "call slow": 0.03, "crash before a call": 0.002, "crash after a call": 0.002, "batch again": 0.03,
-    "batch in pieces": 0.1, "page in pieces": 0.2, "hint lost": 0.3, "hint twice": 0.2, "checkpoint not saved": 0.1,
-    "checkpoint lost": 0.25, "checkpoint old": 0.25, "copy elsewhere": 0.01,
+    "call slow": 0.03, "rolled back meanwhile": 0.01, "crash before a call": 0.002, "crash after a call": 0.002,
+    "batch again": 0.03, "batch in pieces": 0.1, "page in pieces": 0.2, "hint lost": 0.3, "hint twice": 0.2,
+    "checkpoint not saved": 0.1, "checkpoint lost": 0.25, "checkpoint old": 0.25, "copy elsewhere": 0.01,
 }  # fmt: skip
 """What may happen to a call of the port, and how likely; each seed takes about two thirds of them."""
 
@@ -83,9 +84,10 @@ class World:
         self.cut: dict[Process, float] = {}
         self.calls: Counter[str] = Counter()
         self.keys: dict[str, list[str]] = defaultdict(list)
-        self.recorded: dict[str, tuple[int, int]] = {}
+        self.recorded: dict[str, tuple[int, Envelope]] = {}
         self.saved: dict[tuple[str, int], list[Checkpoint]] = defaultdict(list)
         self.mended = False
+        self.roll_back: Callable[[str | None], Awaitable[None]] | None = None
         self._children: dict[str, dict[str, None]] = defaultdict(dict)
         self._indexed: dict[int, int] = defaultdict(int)
 
@@ -158,7 +160,7 @@ class World:
                 except UndecodableRecord:
                     continue
                 if r.message_type == kinds.EFFECT_COMPLETED and partition_of(r.correlation_id, self.partitions) == p:
-                    self.recorded.setdefault(r.fact.effect, (p, stored.position))
+                    self.recorded[r.fact.effect] = (p, r)
                 if r.is_request and r.to is not None:
                     self._children[r.correlation_id][r.to] = None
             self._indexed[p] = len(records)
@@ -201,12 +203,13 @@ class World:
         return f"paid {token}"
 
     def _check_not_recorded(self, process: Process, key: str) -> None:
-        """A recorded call is never repeated: not by whoever has folded the record."""
+        """A recorded call is never repeated by who has folded the record (and not folded a rollback since)."""
         self.index()
-        where = self.recorded.get(key)
+        partition, r = self.recorded.get(key, (-1, None))
         worker = self.workers.get(process)
-        if where is None or worker is None:
-            return
-        place = worker.places.get(where[0])
-        if place is not None and place.active and place.fold.position >= where[1]:
-            self.violation(f"effect {key} is called, though its record at {where} is folded")
+        place = worker.places.get(partition) if worker is not None else None
+        w = place.fold.live.get(r.correlation_id) if r is not None and place is not None else None
+        h = w.view.handling(r.sender_id, r.work.message) if w is not None else None
+        st = h.steps.get(r.work.step) if h is not None else None
+        if st is not None and st.settled and st.effect == key:
+            self.violation(f"effect {key} of {r.correlation_id} is called, though its record {r.id} is folded")
