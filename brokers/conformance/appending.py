@@ -86,11 +86,12 @@ async def no_reader_ever_sees_a_part_of_an_item(stage: Stage) -> None:
     writing = stage.do(write())
     whole_ones = 0
     while whole_ones < 30:
+        ended = writing.done()
         seen = [v.split(b".")[0] for v in values(await whole(reader, 0))]
         counts = {v: seen.count(v) for v in seen}
         check(set(counts.values()) <= {5}, f"a reader saw parts of items: {counts}")
         whole_ones = len(counts)
-        check(not writing.done() or whole_ones == 30, f"{whole_ones} of 30 items are there after their appends")
+        check(not ended or whole_ones == 30, f"{whole_ones} of 30 items are there after their appends")
         await asyncio.sleep(0)
 
 
