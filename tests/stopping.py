@@ -24,7 +24,8 @@ async def stop(pid: int, path: str | os.PathLike[str], until: Callable[..., Awai
 
 def locks_others_out(pid: int, path: str | os.PathLike[str]) -> bool:
     """It has an exclusive lock on the file or its index, where the system tells (Linux)."""
-    inodes = {str(os.stat(f"{path}{end}").st_ino) for end in ("", "-shm")}
+    files = [Path(f"{path}{end}") for end in ("", "-shm")]  # the second comes and goes with the first and last user
+    inodes = {str(file.stat().st_ino) for file in files if file.exists()}
     locks = Path("/proc/locks").read_text().splitlines() if Path("/proc/locks").exists() else []
     found = [line.split() for line in locks]
     return any(f[3] == "WRITE" and f[4] == str(pid) and f[5].rpartition(":")[2] in inodes for f in found if len(f) == 8)
