@@ -13,7 +13,7 @@ import pytest
 from hosting import QUICK, kinds_of, opened, records, working
 
 from refold import Agent, AgentError, Context, MessageBus
-from refold.agents import control, crew
+from refold.agents import control, crew, worker as worker_module
 from refold.agents.writing import work_record
 from refold.bus import codec, facts
 from refold.bus.broker import Item, Outgoing
@@ -361,5 +361,55 @@ def test_a_run_that_was_abandoned_does_not_keep_later_attempts_from_ending_the_h
             ended, late = (seen := await kinds_of(broker, "w"))[:5], seen[5:]
             assert ended == ["task_request", *["attempt_failed"] * 2, "dead_lettered", "error_report"]
             assert set(late) <= {"effect_completed"}  # a call that did happen is entered in the ledger
+
+    go(main())
+
+
+def test_a_worker_that_stops_ends_the_calls_that_last_longer_than_its_drain(go, until):
+    async def main():
+        agent, begun = Agent("a"), []
+
+        async def hang() -> None:
+            begun.append(1)
+            await asyncio.sleep(60)
+
+        @agent.on_task
+        async def handle(ctx: Context, n: int) -> None:
+            await ctx.effect("hang", hang)
+
+        broker = await opened()
+        async with MessageBus.open(broker) as bus:
+            async with working(broker, agent, drain=0.05):
+                await bus.start("a", 1, id="w")
+                await until(lambda: begun)
+            assert await kinds_of(broker, "w") == ["task_request"]  # still open, for whoever comes next
+
+    go(main())
+
+
+def test_a_handler_that_does_not_end_is_told_of_when_its_worker_stops(go, until, monkeypatch):
+    monkeypatch.setattr(worker_module, "ABANDONED_AFTER", 0.05)
+
+    async def main():
+        agent, released, begun, told = Agent("a"), asyncio.Event(), [], []
+
+        @agent.on_task
+        async def handle(ctx: Context, n: int) -> None:
+            begun.append(n)
+            while not released.is_set():
+                with contextlib.suppress(asyncio.CancelledError):
+                    await released.wait()
+
+        def stuck() -> None:  # a process of its own ends here
+            told.append(dict(worker.places))
+            released.set()
+
+        broker = await opened()
+        async with MessageBus.open(broker) as bus, working(broker, agent, drain=0.05) as worker:
+            worker.on_stuck = stuck
+            await bus.start("a", 1, id="w")
+            await until(lambda: begun)
+        assert told == [{}]  # its partitions are others' already
+        assert await kinds_of(broker, "w") == ["task_request"]
 
     go(main())
