@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections import OrderedDict
 from collections.abc import Callable, Coroutine
 from typing import TYPE_CHECKING, Any
 
-from ..bus.errors import Divergence, PartitionLost, PoisonMessage, TryAgain
+from ..bus.errors import Divergence, PartitionLost, PoisonMessage, TryAgain, UndecodableRecord
 from ..projections.view import Handling
 from . import outcome
 from .agent import Handler, missing_handler
@@ -106,7 +107,8 @@ class Crew:
             return False
         if h.lone_starts >= LONE_DEATHS:
             error = PoisonMessage(f"its handling ended the process {h.lone_starts} times, with nothing beside it")
-            await load(run, host)
+            with contextlib.suppress(UndecodableRecord):  # it gives up anyway
+                await load(run, host)
             records = outcome.ended(run, error, dead=True)
             run.finishing, run.last_id = True, records[-1].id
             await host.append(records)

@@ -5,15 +5,20 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 
 from ..bus import codec, facts, ids, kinds
+from ..bus.errors import UndecodableRecord
 from ..bus.message import AgentMessage, Origin
 from ..projections.ledger import Duty
 from ..projections.workflow import Workflow
 
+UNREADABLE = "the answer cannot be decoded"
 Read = Callable[[tuple[int, int]], Awaitable[bytes]]
 
 
 async def message_for(duty: Duty, w: Workflow, read: Read, now: float) -> AgentMessage:
-    """Return the message that carries a duty to the other workflow. Equal for every owner that derives it."""
+    """Return the message that carries a duty to the other workflow. Equal for every owner that derives it.
+
+    Raises UndecodableRecord where it was to be a copy of a message that nobody can decode.
+    """
     if duty.what == "cancel":
         return AgentMessage(
             id=ids.cancel_id(duty.subject), sender_id=duty.agent, receiver_id="*", message_type=kinds.CANCELLED,
@@ -27,7 +32,7 @@ async def message_for(duty: Duty, w: Workflow, read: Read, now: float) -> AgentM
         return _report(duty, w, agent, workflow, request, text, kinds.CANCELLED, now)
     if duty.what == "answer":
         return await _answer(duty, w, read, now)
-    return await _copy(duty, w, read)
+    return await _copy(duty, w, read, now)
 
 
 def _report(
@@ -49,17 +54,29 @@ async def _answer(duty: Duty, w: Workflow, read: Read, now: float) -> AgentMessa
     if root.answer_kind not in kinds.ANSWERS:
         text = f"the request was {root.answer_kind}"
         return _report(duty, w, q.agent, q.origin.workflow, q.origin.id, text, root.answer_kind, now)
-    said = codec.decode(await read(root.answer))
+    raw = await read(root.answer)
+    try:
+        said = codec.decode(raw)
+    except UndecodableRecord:
+        return _report(duty, w, q.agent, q.origin.workflow, q.origin.id, UNREADABLE, "UndecodableRecord", now)
     return _of(said, w, duty, said.id, q.origin.workflow, q.origin.id)
 
 
-async def _copy(duty: Duty, w: Workflow, read: Read) -> AgentMessage:
+async def _copy(duty: Duty, w: Workflow, read: Read, now: float) -> AgentMessage:
     version = w.view.at[duty.subject]
-    source = codec.decode(await read(w.view.path[version - 1].ref))
+    raw = await read(w.view.path[version - 1].ref)
+    try:
+        source, whole = codec.decode(raw), True
+    except UndecodableRecord:
+        source, whole = codec.bare(raw), False
     answered = w.view.requests.get(source.in_reply_to or "")
     root = w.view.requests[answered.root] if answered is not None else None
     in_reply_to = root.origin.id if root is not None and root.origin is not None else None
-    return _of(source, w, duty, source.id, duty.to, in_reply_to)
+    if whole:
+        return _of(source, w, duty, source.id, duty.to, in_reply_to)
+    if in_reply_to is None:
+        raise UndecodableRecord(f"{source.message_type} {source.id} cannot be decoded")
+    return _report(duty, w, source.sender_id, duty.to, in_reply_to, UNREADABLE, "UndecodableRecord", now)
 
 
 def _of(

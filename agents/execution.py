@@ -13,7 +13,16 @@ from msgspec import Struct
 from ..bus import codec, facts, kinds
 from ..bus.broker import Appended, Duplicate, Fence, Fenced, Item, Outgoing
 from ..bus.clock import Clock, Source
-from ..bus.errors import Divergence, Failure, HandlerTimeout, PartitionLost, StepCancelled, TryAgain, UnawaitedStep
+from ..bus.errors import (
+    Divergence,
+    Failure,
+    HandlerTimeout,
+    PartitionLost,
+    StepCancelled,
+    TryAgain,
+    UnawaitedStep,
+    UndecodableRecord,
+)
 from ..bus.message import AgentMessage
 from ..projections.patch import merge_patch
 from ..projections.view import NOWHERE, Ref
@@ -21,7 +30,7 @@ from ..projections.workflow import Workflow
 from .calls import ADDRESS, typed
 from .causes import as_failure, describe_error, is_own, text_of
 from .context import Context, PlainFacts
-from .outcome import completion, failure
+from .outcome import completion, ended, failure
 from .place import Place, RunKey
 from .run import Run
 from .threads import Late, Threads
@@ -190,7 +199,14 @@ async def _append(worker: Worker, item: Item, fence: Fence | None) -> None:
 
 async def execute(run: Run, host: RunHost) -> None:
     """Run the handler to its end, and append how it ended. Never raises but to be cancelled."""
-    await load(run, host)
+    try:
+        await load(run, host)
+    except UndecodableRecord as error:  # no attempt would be better: it gives up at once
+        if run.over:
+            return
+        run.finishing = True
+        await conclude(run, host, ended(run, error, dead=True), 0.0)
+        return
     if run.over:
         return
     if run.announce or run.expires is not None:
@@ -260,10 +276,17 @@ def _failed(run: Run, error: BaseException) -> list[AgentMessage]:
 
 
 async def load(run: Run, host: RunHost) -> None:
-    """Read the message, and the recorded values of a rerun in one go."""
+    """Read the message, and the recorded values of a rerun in one go. Raises UndecodableRecord: what can be read of
+    the message is there."""
     worker, place = host.worker, host.place
     raw = worker.records.at_hand(place.partition, run.ref)
-    run.message = codec.reopen(raw if raw is not None else await host.read(run.ref))
+    if raw is None:
+        raw = await host.read(run.ref)
+    try:
+        run.message = codec.reopen(raw)
+    except UndecodableRecord:
+        run.message = codec.bare(raw)
+        raise
     h = run.handling()
     if h is None or not h.steps:
         return

@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING
 
 from ..bus import codec, facts, kinds
 from ..bus.broker import Appended, Duplicate, Fenced, Item, Outgoing
-from ..bus.errors import PartitionLost, UndecodableRecord
+from ..bus.errors import PartitionLost, TooLarge, UndecodableRecord
 from ..bus.message import AgentMessage
 from ..bus.partition import partition_of
+from ..bus.rules import check_size
 from ..projections.checkpoint import read_history
+from ..projections.ledger import Duty
 from ..projections.workflow import Workflow
 from .delivery import Read, mark, message_for
 from .place import Place
@@ -24,7 +26,6 @@ log = logging.getLogger("refold.worker")
 
 async def deliver(worker: Worker, place: Place, correlations: Iterable[str]) -> None:
     """Append what these workflows owe to others, then the marks. Raises PartitionLost, BrokerUnavailable."""
-    partitions = worker.broker.meta.partitions
     copies: list[Item] = []
     marks: list[Item] = []
     sent: list[tuple[str, str, int, bool]] = []
@@ -39,12 +40,13 @@ async def deliver(worker: Worker, place: Place, correlations: Iterable[str]) -> 
                 if duty.agent not in worker.agents or name in place.delivering:
                     continue
                 place.delivering.add(name)
-                sent.append(name)
                 now = place.now(worker.clock.now())
-                copies.append(_item(await message_for(duty, w, _reader(worker, place), now), partitions))
-                own.append(mark(duty, w, now))
-            if own:
-                marks.append(_marks(place, w, own))
+                copy = await _copy(worker, place, w, duty, now)
+                if copy is not None:  # else it stays in `delivering`: it is not tried again
+                    sent.append(name)
+                    copies.append(copy)
+                    own.append(mark(duty, w, now))
+            marks += _marks(place, w, own, worker.broker.meta.max_append)
         for items in (copies, marks):
             if items:
                 results = await worker.broker.append(items, place.fence(worker.group))
@@ -64,13 +66,31 @@ def _reader(worker: Worker, place: Place) -> Read:
     return read
 
 
-def _item(message: AgentMessage, partitions: int) -> Item:
-    out = Outgoing(message.id, codec.encode(message))
-    return Item(partition_of(message.correlation_id, partitions), message.correlation_id, (out,))
+async def _copy(worker: Worker, place: Place, w: Workflow, duty: Duty, now: float) -> Item | None:
+    """Return what to append to the other workflow; None where that cannot be: somebody's own bytes, not an agent's."""
+    meta = worker.broker.meta
+    try:
+        message = await message_for(duty, w, _reader(worker, place), now)
+        raw = codec.encode(message)
+        check_size(raw, meta)
+    except (UndecodableRecord, TooLarge) as error:
+        log.error("record %s of workflow %s cannot be delivered to %s: %s", duty.subject, w.correlation, duty.to, error)
+        return None
+    target = partition_of(message.correlation_id, meta.partitions)
+    return Item(target, message.correlation_id, (Outgoing(message.id, raw),))
 
 
-def _marks(place: Place, w: Workflow, marks: list[AgentMessage]) -> Item:
-    return Item(place.partition, w.correlation, tuple(Outgoing(m.id, codec.encode(m)) for m in marks))
+def _marks(place: Place, w: Workflow, marks: list[AgentMessage], limit: int) -> list[Item]:
+    """Return the marks in as few appends as the log takes."""
+    items: list[list[Outgoing]] = []
+    size = limit
+    for out in (Outgoing(m.id, codec.encode(m)) for m in marks):
+        size += len(out.value)
+        if size > limit:
+            items.append([])
+            size = len(out.value)
+        items[-1].append(out)
+    return [Item(place.partition, w.correlation, tuple(some)) for some in items]
 
 
 async def forward_strays(worker: Worker, place: Place) -> None:

@@ -110,6 +110,14 @@ def bare(raw: bytes) -> AgentMessage:
     return AgentMessage(**{name: getattr(r, name) for name in Envelope.__struct_fields__})
 
 
+def readable(raw: bytes) -> AgentMessage:
+    """Return the message as far as it can be decoded: whole, else `bare`. Raises UndecodableRecord."""
+    try:
+        return decode(raw)
+    except UndecodableRecord:
+        return bare(raw)
+
+
 def _check_text(raw: bytes) -> None:
     """What the decoder does not look at where it skips: encoding and depth."""
     if not raw.isascii():
@@ -207,6 +215,6 @@ def _findings(error: ValueError) -> str:
 
 
 __all__ = [
-    "bare", "canonical", "decode", "digest", "encode", "envelope", "payload", "payload_as", "shown", "to_json",
-    "with_changes",
+    "bare", "canonical", "decode", "digest", "encode", "envelope", "payload", "payload_as", "readable", "shown",
+    "to_json", "with_changes",
 ]  # fmt: skip

@@ -45,8 +45,8 @@ def is_reply(r: Envelope) -> bool:
 
 
 def is_foreign_answer(r: Envelope) -> bool:
-    """The answer of another workflow to a request of this one."""
-    return is_reply(r) and r.message_type in ANSWERS
+    """The answer of another workflow to a request of this one: no handling of this workflow wrote it."""
+    return is_reply(r) and r.work is None and r.message_type in ANSWERS
 
 
 def is_outside(r: Envelope) -> bool:

@@ -8,7 +8,7 @@ import msgspec
 from msgspec import Struct, field
 
 from ..bus import facts, ids, kinds
-from ..bus.codec import envelope
+from ..bus.codec import decode, envelope
 from ..bus.errors import UndecodableRecord
 from ..bus.message import Envelope
 from .handling import Entry, Handling, Key, Ref
@@ -302,6 +302,7 @@ def corrections(r: Envelope, fact: facts.RolledBack, correlation: str) -> list[E
     out = []
     for i, raw in enumerate(fact.with_inputs):
         try:
+            decode(bytes(raw))  # with payload and headers: an agent will read them
             fix = envelope(bytes(raw))
         except UndecodableRecord:
             return None
