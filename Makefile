@@ -1,5 +1,5 @@
 # Each target makes the virtual environment that it needs; nothing is installed elsewhere. PYTHON=... picks an interpreter.
-.PHONY: help test test-all crash-points bench check demo picture dev clean
+.PHONY: help test test-all crash-points bench faults check demo picture dev clean
 VENV := $(CURDIR)/.venv
 CHECK := $(CURDIR)/.venv-check
 DEV := $(CURDIR)/.venv-dev
@@ -7,6 +7,8 @@ BENCH := $(CURDIR)/.venv-bench
 ROWS ?=
 TESTS ?=
 N ?= 2
+RUNS ?= 10
+SCENARIOS ?=
 
 help: ## show the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "make %-13s %s\n", $$1, $$2}'
@@ -26,6 +28,10 @@ crash-points: ## die at every call of the log, the stores and the effects, resta
 bench: ## refold beside hand-written loops and what others offer, in up to an hour (ROWS="append pipeline", ARGS="--turns 3")
 	@scripts/venv.sh $(BENCH) editable bench-peers
 	$(BENCH)/bin/python bench/run.py --limit 3600 $(ARGS) $(ROWS)
+
+faults: ## processes killed, stopped, starved and poisoned; each run judged (RUNS=10, SCENARIOS="worker_killed ...")
+	@scripts/venv.sh $(VENV) editable test
+	cd tests && $(VENV)/bin/python -m faults.campaign $(SCENARIOS) --runs $(RUNS)
 
 check: ## ruff, import-linter, mypy and pyright, on what ships
 	@scripts/venv.sh $(CHECK) installed test check

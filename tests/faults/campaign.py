@@ -75,7 +75,8 @@ def in_new_folder(scenario: str, seed: int) -> Outcome:
 def commit() -> str:
     """Return the commit that is tested, with a + where files were changed since."""
     def git(*words: str) -> str:
-        return subprocess.run(["git", *words], capture_output=True, text=True, check=False, cwd=Path(__file__).parent).stdout.strip()
+        here = Path(__file__).parent
+        return subprocess.run(["git", *words], capture_output=True, text=True, check=False, cwd=here).stdout.strip()
 
     return git("rev-parse", "--short", "HEAD") + ("+" if git("status", "--porcelain", "--untracked-files=no") else "")
 

@@ -142,7 +142,8 @@ def caused(log: list[Placed]) -> list[str]:
     out = []
     for p in log:
         cause, r = p.record.get("causation_id"), p.record
-        if cause is not None and r.get("origin") is None and r.get("work") is not None and cause not in seen[p.partition]:
+        inside = r.get("origin") is None and r.get("work") is not None
+        if cause is not None and inside and cause not in seen[p.partition]:
             out.append(f"{r['message_type']} {r['id']} stands before its cause {cause}")
         seen[p.partition].add(r["id"])
     return out

@@ -116,7 +116,7 @@ async def poisoned(stage: Stage, innocents: int = 1000) -> None:
     kinds = stage.random.sample(range(innocents), len(POISONS))
     poison = dict(zip(kinds, POISONS, strict=True))
     stage.failed = frozenset(f"taster-{n}" for n in kinds)
-    settings = {"agents": "taster", "limit_memory": 1, "concurrency": 16}
+    settings = {"agents": "taster", "limit_memory": 1, "concurrency": 16, "lease": 0.4, "stall_limit": 1.2}
     client = stage.client(
         "ann", 0, innocents, agent="taster", notes=0, spread=0.5, poison=",".join(f"{n}:{p}" for n, p in poison.items())
     )
@@ -136,6 +136,5 @@ async def poisoned(stage: Stage, innocents: int = 1000) -> None:
     await stage.drain()
 
 
-SCENARIOS: dict[str, Scenario] = {
-    f.__name__: f for f in (worker_killed, client_killed, checkpointer_killed, worker_stopped, two_race, disk_full, poisoned)
-}
+ALL = (worker_killed, client_killed, checkpointer_killed, worker_stopped, two_race, disk_full, poisoned)
+SCENARIOS: dict[str, Scenario] = {f.__name__: f for f in ALL}

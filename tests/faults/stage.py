@@ -102,7 +102,12 @@ class Stage:
         for process in self.workers():
             process.signal(signal.SIGCONT)
             process.signal(signal.SIGTERM)
-        await self.until(lambda: not self.workers(), 20, "workers end after SIGTERM")
+        try:
+            await self.until(lambda: not self.workers(), PROGRESS, "workers end after SIGTERM")
+        except NoProgress:
+            for process in self.workers():
+                process.signal(signal.SIGUSR1)  # it writes its stacks into its log
+            raise
 
     # ---- waiting ---------------------------------------------------------------------------------------------------
     async def pause(self, low: float, high: float) -> None:

@@ -7,6 +7,7 @@ poison. `die_in_checkpoint=SECONDS` kills the process at a random moment within 
 from __future__ import annotations
 
 import asyncio
+import faulthandler
 import logging
 import os
 import random
@@ -29,7 +30,7 @@ from . import ledger
 QUICK = RetryPolicy(attempts=3, initial=0.01, maximum=0.05, jitter=0)
 clerk = Agent("clerk", retry=QUICK)
 auditor = Agent("auditor", retry=QUICK)
-taster = Agent("taster", retry=QUICK, timeout=3.0)
+taster = Agent("taster", retry=QUICK, timeout=1.0)
 MEMORY = 2 * 1024**3
 """Bytes that a taster may have beyond what it has: the poison that asks for more is refused them."""
 
@@ -48,7 +49,8 @@ async def order(ctx: Context, job: dict[str, Any]) -> list[str]:
     here, there = await ctx.gather(ctx.request(auditor, job), ctx.spawn(auditor, job))
     await ctx.sleep(job["pause"] / 2)
     ctx.send(auditor, job["number"], kind="note")
-    return [first, here, there, await ctx.effect("ship", pay, job["ledger"], ctx.idempotency_key, job["pause"], retry=QUICK)]
+    last = await ctx.effect("ship", pay, job["ledger"], ctx.idempotency_key, job["pause"], retry=QUICK)
+    return [first, here, there, last]
 
 
 @auditor.on_task
@@ -103,6 +105,7 @@ def main() -> int:
     settings: dict[str, Any] = dict(pair.split("=") for pair in rest)
     wanted = settings.pop("agents", "clerk,auditor").split(",")
     agents = [a for a in (clerk, auditor, taster) if a.name in wanted]
+    faulthandler.register(signal.SIGUSR1)
     logging.basicConfig(level="INFO", format="%(asctime)s %(process)d %(name)s %(levelname)s %(message)s")
     if (within := float(settings.pop("die_in_checkpoint", 0))) > 0:
         tidy.PASSIVE = tidy.TRUNCATE = 40_000
