@@ -40,10 +40,12 @@ async def deliver(worker: Worker, place: Place, correlations: Iterable[str]) -> 
                 if duty.agent not in worker.agents or name in place.delivering:
                     continue
                 place.delivering.add(name)
+                sent.append(name)
                 now = place.now(worker.clock.now())
                 copy = await _copy(worker, place, w, duty, now)
-                if copy is not None:  # else it stays in `delivering`: it is not tried again
-                    sent.append(name)
+                if copy is None:
+                    sent.pop()  # it stays in `delivering`: it is not tried again
+                else:
                     copies.append(copy)
                     own.append(mark(duty, w, now))
             marks += _marks(place, w, own, worker.broker.meta.max_append)
