@@ -106,8 +106,10 @@ def _ended(v: View) -> Status:
     first = next((q for q in asked if q.asked), asked[0] if asked else None)
     if first is None:
         return Status.COMPLETED
-    end = v.requests[first.root].answer_kind
-    h = v.handling(first.agent, first.id)
+    root = v.requests[first.root]
+    if root.answered and not root.answer_id:
+        return Status.FAILED  # given up, since who had asked was over
+    end, h = root.answer_kind, v.handling(first.agent, first.id)
     return Status.FAILED if (end or (h.end if h else "")) in FAILURES else Status.COMPLETED
 
 

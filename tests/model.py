@@ -79,7 +79,7 @@ class Rec:
 
     @property
     def foreign_answer(self) -> bool:
-        return self.from_other_workflow and self.kind in ANSWERS
+        return self.from_other_workflow and self.kind in ANSWERS and self.work is None
 
     @property
     def source(self) -> tuple[str, str] | None:
@@ -251,6 +251,7 @@ class Picture:
         self.requests: dict[str, Rec] = {}
         self.root: dict[str, str] = {}
         self.outcome: dict[str, Rec] = {}  # of a root request: what answered it or gave it up
+        self.abandoned: set[str] = set()  # requests that were given up since who had asked was over
         self.opened: dict[Key, int] = {}
         self.shut: dict[Key, Rec] = {}
         self.rounds: dict[Key, int] = {}
@@ -458,6 +459,7 @@ class Picture:
                     call.settled, calm = self.outcome[call.request], False
                 elif key in self.shut:
                     self.outcome[call.request], call.given_up_by_own_closing, calm = r, True, False
+                    self.abandoned.add(call.request)
 
     def _receive(self, r: Rec) -> None:
         """Give messages to the receives that wait, in the order in which they began to wait."""
@@ -729,7 +731,8 @@ class Model:
             return "cancelled"
         for q in [q for q in asked if q.asked] + asked:
             answer = v.outcome.get(v.root[q.id]) or v.shut.get((q.receiver, q.id))
-            return "completed" if answer is None or answer.kind not in FAILURES else "failed"
+            failed = q.id in v.abandoned or (answer is not None and answer.kind in FAILURES)
+            return "failed" if failed else "completed"
         return "completed"
 
     def attempt(self, agent: str, message: str, round: int, step: str) -> int:

@@ -6,6 +6,7 @@ import os
 from collections import Counter
 from typing import Any
 
+import pytest
 from histories import WORKFLOW, Appended, Claimed, Event, Move, Story, random_tape, tapes
 from hypothesis import given, settings
 from model import Model
@@ -16,6 +17,7 @@ from refold.projections.verdict import Verdict
 from refold.projections.view import View
 from refold.projections.workflow import Workflow
 
+pytestmark = pytest.mark.timeout(600)  # the thorough run takes minutes
 THOROUGH = os.environ.get("REFOLD_TESTS") == "thorough"
 examples = settings(
     max_examples=4000 if THOROUGH else 150, deadline=None, derandomize=not THOROUGH, print_blob=True
@@ -150,7 +152,7 @@ def test_the_histories_meet_every_verdict_with_every_kind_that_can_have_it() -> 
         if isinstance(event, Appended):
             met[codec.envelope(event.raw).message_type, str(verdict)] += 1
 
-    for seed in range(4000 if THOROUGH else 400):
+    for seed in range(2500 if THOROUGH else 400):
         w = Workflow(WORKFLOW)
         Story(compare).play(random_tape(seed))
     _show(met)

@@ -23,7 +23,7 @@ from refold.projections.verdict import Verdict
 from refold.projections.workflow import NeedsHistory, Workflow
 
 THOROUGH = os.environ.get("REFOLD_TESTS") == "thorough"
-SEEDS = range(10_000, 10_000 + (1500 if THOROUGH else 75))
+SEEDS = range(10_000, 10_000 + (600 if THOROUGH else 75))
 every_history = pytest.mark.parametrize("seeds", [SEEDS[i::3] for i in range(3)], ids=["a", "b", "c"])
 
 
