@@ -20,7 +20,8 @@ BENCH = Path(__file__).parent
 Side = Callable[[Path], Mapping[str, float]]
 """Given an empty folder on the disk that is measured, return figures by key."""
 PACKAGES = (
-    "refold", "aiosqlite", "msgspec", "orjson", "uuid-utils", "taskiq", "langgraph", "langgraph-checkpoint-sqlite", "dbos",
+    "refold", "aiosqlite", "msgspec", "orjson", "uuid-utils", "taskiq", "langgraph", "langgraph-checkpoint-sqlite",
+    "dbos",
 )  # fmt: skip
 TEMPORARY = os.environ.get("BENCH_FOLDER") or str(BENCH.parent)
 """Where logs are written: a disk that syncs (`/tmp` may be memory)."""
@@ -28,7 +29,8 @@ TEMPORARY = os.environ.get("BENCH_FOLDER") or str(BENCH.parent)
 
 @dataclass(frozen=True)
 class Figure:
-    """One line of the table. `target` is like "ratio >= 0.8", parts joined by " or "; refold, raw, ratio and difference are known.
+    """One line of the table. `target` is like "ratio >= 0.8", parts joined by " or "; refold, raw, ratio and
+    difference are known.
 
     `better`: "more" or "less". ratio = refold / raw, medians. `base` names the side that stands for raw.
     """
@@ -79,7 +81,7 @@ def _line(name: str, row: Row, f: Figure, seen: dict[str, list[dict[str, float]]
     ours = [turn[f.key] for turn in seen["refold"] if f.key in turn]
     base = [turn[f.key] for turn in seen.get(f.base, []) if f.key in turn] if f.base != "refold" else []
     line: dict[str, Any] = {
-        "row": name, "title": f"{row.title}: {f.title}" if f.title else row.title, "unit": f.unit,
+        "row": name, "key": f.key, "title": f"{row.title}: {f.title}" if f.title else row.title, "unit": f.unit,
         "target": f.target, "better": f.better, "base": f.base, "note": f.note, "turns": len(ours),
         "refold": statistics.median(ours), "refold_all": ours, "load": load,
     }  # fmt: skip
@@ -120,8 +122,8 @@ def versions() -> dict[str, str]:
     found |= {"cpus": str(os.cpu_count()), "machine": platform.machine(), "kernel": platform.release()}
     try:
         repository = ["git", "-C", str(BENCH.parent)]
-        commit = subprocess.run([*repository, "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True)
-        found["commit"] = commit.stdout.strip()
+        command = [*repository, "rev-parse", "--short", "HEAD"]
+        found["commit"] = subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         found["commit"] = "unknown"
     return found

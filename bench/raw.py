@@ -1,7 +1,7 @@
 """The hand-written baseline: one SQLite file, records, group commit, reading back. It knows nothing of refold.
 
-Its records have the fields, hence the size, of a record of refold, and are as durable (WAL, synchronous=FULL). It checks
-nothing, fences nobody, knows no workflow, retries nothing: what refold costs beyond it is the price of all that.
+Its records have the fields, hence the size, of a record of refold, and are as durable (WAL, synchronous=FULL). It
+checks nothing, fences nobody, knows no workflow, retries nothing: what refold costs beyond it is the price of all that.
 """
 
 from __future__ import annotations

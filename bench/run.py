@@ -15,8 +15,8 @@ import measure
 
 ROWS = [path.stem for path in sorted((measure.BENCH / "rows").glob("*.py"))]
 ORDER = [
-    "append", "pipeline", "latency", "processes", "child", "wakeup", "rebuild", "waiting", "takeover", "steps", "calls",
-    "imports", "growth", "peers",
+    "append", "promises", "pipeline", "latency", "processes", "child", "wakeup", "rebuild", "waiting", "takeover",
+    "steps", "calls", "imports", "growth", "peers",
 ]  # fmt: skip
 
 

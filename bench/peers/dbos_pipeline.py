@@ -1,7 +1,7 @@
 """DBOS on SQLite: a workflow of five steps, each recorded before the next one begins.
 
-It leaves SQLite's rollback journal on; WAL, which is set here before it opens the file, makes it faster. `synchronous` is
-SQLite's default, FULL. A process that starts again resumes the workflows that it had.
+It leaves SQLite's rollback journal on; WAL, which is set here before it opens the file, makes it faster.
+`synchronous` is SQLite's default, FULL. A process that starts again resumes the workflows that it had.
 """
 
 from __future__ import annotations

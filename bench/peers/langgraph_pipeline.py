@@ -1,7 +1,7 @@
 """LangGraph with its SQLite saver: a graph of five nodes; a checkpoint after each, written before the next one begins.
 
-It sets WAL itself, and leaves SQLite's default `synchronous=FULL`. A graph that was interrupted is resumed by calling it
-again with its thread's id; nobody does so by itself, and two processes may run the same thread at once.
+It sets WAL itself, and leaves SQLite's default `synchronous=FULL`. A graph that was interrupted is resumed by calling
+it again with its thread's id; nobody does so by itself, and two processes may run the same thread at once.
 """
 
 from __future__ import annotations

@@ -7,7 +7,6 @@ import random
 import statistics
 import time
 from pathlib import Path
-from typing import Any
 
 from measure import Figure, Row
 

@@ -1,4 +1,4 @@
-"""The five stages by what a user would pick instead: LangGraph with its SQLite saver, DBOS on SQLite, taskiq in memory."""
+"""The five stages by what a user would pick instead: LangGraph and DBOS on SQLite, taskiq in memory."""
 
 from __future__ import annotations
 

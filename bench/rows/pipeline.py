@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import time
 import uuid
 from pathlib import Path
@@ -30,7 +31,7 @@ def agents() -> list[Any]:
         async def handle(ctx, payload):  # type: ignore[no-untyped-def]
             return ctx.forward(target, payload)
 
-    for agent, after in zip(made[:-1], made[1:], strict=True):
+    for agent, after in itertools.pairwise(made):
         between(agent, after.name)
 
     @made[-1].on_task
@@ -60,7 +61,7 @@ def by_hand(pipeline: type[hand.Pipeline], folder: Path) -> dict[str, float]:
         async with hand.opened(str(folder / "raw.db")) as log:
             loop = pipeline(log, {f"stage{i}": nothing for i in range(1, hand.STAGES + 1)})
             task = asyncio.create_task(loop.run())
-            request = lambda: loop.request(str(uuid.uuid4()))  # noqa: E731
+            request = lambda: loop.request(str(uuid.uuid4()))
             await flood(request, 500, AT_ONCE)
             rate = await flood(request, WORKFLOWS, AT_ONCE)
             task.cancel()

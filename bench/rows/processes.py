@@ -44,7 +44,8 @@ class SharedLog(hand.RawLog):
     def __init__(self, path: str, receiver: str) -> None:
         with contextlib.closing(hand.connect(path)) as db:
             db.execute(
-                "CREATE TABLE IF NOT EXISTS records(at INTEGER PRIMARY KEY, receiver TEXT, key TEXT, value BLOB NOT NULL)"
+                "CREATE TABLE IF NOT EXISTS records(at INTEGER PRIMARY KEY, receiver TEXT, key TEXT,"
+                " value BLOB NOT NULL)"
             )
             db.execute("CREATE INDEX IF NOT EXISTS by_receiver ON records(receiver, at)")
         super().__init__(path)

@@ -53,7 +53,7 @@ async def timed(work: Any) -> float:
 def refold(folder: Path) -> dict[str, float]:
     """A request and its answer are two records; so are two hops: 1,000 requests stand beside 1,000 workflows of a
     request and its answer, asked one after another."""
-    from refold import MessageBus, run
+    from refold import run
 
     url = f"sqlite:///{folder}/refold.db"
 

@@ -1,4 +1,4 @@
-"""100,000 open workflows that wait: what they cost in memory, and how soon a new process works on them after kill -9."""
+"""100,000 open workflows that wait: their cost in memory, and how soon a new process works on them after kill -9."""
 
 from __future__ import annotations
 

@@ -29,7 +29,6 @@ def listener(path: str) -> Any:
         now = time.time()
         with open(path, "a") as file:  # noqa: ASYNC230
             file.write(f"{now}\n")
-        return None
 
     return agent
 
