@@ -27,7 +27,7 @@ def listener(path: str) -> Any:
     @agent.on_task
     async def hear(payload):  # type: ignore[no-untyped-def]
         now = time.time()
-        with open(path, "a") as file:  # noqa: ASYNC230
+        with open(path, "a") as file:
             file.write(f"{now}\n")
 
     return agent
@@ -105,7 +105,7 @@ def worker(url: str, where: str) -> None:
 
     async def hear(payload: Any) -> Any:
         now = time.time()
-        with open(f"{where}/seen", "a") as file:  # noqa: ASYNC230
+        with open(f"{where}/seen", "a") as file:
             file.write(f"{now}\n")
         return payload
 
