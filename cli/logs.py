@@ -18,7 +18,9 @@ class AboutHandling(logging.Filter):
     def filter(self, record: logging.LogRecord) -> bool:
         now = doing.get()
         record.refold = now
-        record.about = f"[{now.agent} {now.workflow} attempt {now.attempt}] " if now is not None else ""
+        record.about = ""
+        if now is not None:
+            record.about = f"[{now.agent} {now.workflow} message {now.message} attempt {now.attempt}] "
         return True
 
 

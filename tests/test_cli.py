@@ -264,14 +264,14 @@ def test_a_dead_letter_is_shown_redriven_and_discarded(office):
 def test_every_line_inside_a_handler_carries_what_it_is_about_in_text(office):
     office.call("request", "flaky", '"x"', "--id", "log1")
     office.call("request", "plain", '"x"', "--id", "log2", code=exits.FAILED)
-    lines = office.printed(stream="err").splitlines()
-    mine = [line[9:] for line in lines if " log1 " in line]
-    assert mine == [
-        "WARNING [flaky log1 attempt 1] trying x",
-        "WARNING [flaky log1 attempt 1] flaky failed on task_request: not yet",
-        "WARNING [flaky log1 attempt 2] trying x",
+    lines = [line[9:] for line in office.printed(stream="err").splitlines()]
+    one, two = (office.json("show", name)["attempts"][0]["message"] for name in ("log1", "log2"))
+    assert [line for line in lines if " log1 " in line] == [
+        f"WARNING [flaky log1 message {one} attempt 1] trying x",
+        f"WARNING [flaky log1 message {one} attempt 1] flaky failed on task_request: not yet",
+        f"WARNING [flaky log1 message {one} attempt 2] trying x",
     ]
-    assert "INFO    [plain log2 attempt 1] in a thread" in [line[9:] for line in lines]
+    assert f"INFO    [plain log2 message {two} attempt 1] in a thread" in lines
 
 
 def test_json_lines_carry_workflow_agent_message_and_attempt(shell):
