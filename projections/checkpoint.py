@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Callable
 
 import msgspec
@@ -17,33 +18,61 @@ from .partition import Folded, PartitionFold, Shared
 from .stubs import Stub
 from .workflow import Workflow
 
-CHECKPOINT_FORMAT = 2
+CHECKPOINT_FORMAT = 3
 HEAD = b"head"
 STUBS = b"stubs"
 _stubs = msgspec.msgpack.Decoder(list[Stub])
 
 
 class Head(Struct, array_like=True):
-    """What a checkpoint keeps besides the workflows. Another format or rules number: it is not used."""
+    """What a checkpoint keeps besides the workflows. Another format or rules number: it is not used.
+
+    The rest says what belongs to it: where it stands, how many workflows are `open` in it and how many `stubs` it has.
+    """
 
     format: int
     rules: int
     shared: Shared
+    position: int
+    anchor: bytes
+    open: int
+    stubs: int
 
 
 def restore(fold: PartitionFold, checkpoint: Checkpoint) -> bool:
-    """Load a checkpoint into an empty fold; False where it is of another format or other rules."""
-    raw = checkpoint.entries.get(HEAD)
-    try:
-        head = msgspec.msgpack.decode(raw or b"", type=Head)
-    except (msgspec.DecodeError, msgspec.ValidationError):
+    """Load a checkpoint into an empty fold; False, and nothing is changed, where it is of another format or other
+    rules, or is not what was written."""
+    head = _head(checkpoint)
+    parts = {k: _opened(k, v) for k, v in checkpoint.entries.items() if k != HEAD} if head is not None else {}
+    kept = {k: part for k, part in parts.items() if part is not None}
+    if head is None or len(kept) < len(parts):
         return False
-    if head.format != CHECKPOINT_FORMAT or head.rules != RULES:
+    entries = [part for k, part in kept.items() if not k.startswith(STUBS)]
+    stubs = [s for k, part in kept.items() if k.startswith(STUBS) for s in _stubs.decode(part)]
+    if (len(entries), len(stubs)) != (head.open, head.stubs):
         return False
-    stubs = [s for k, v in checkpoint.entries.items() if k.startswith(STUBS) for s in _stubs.decode(v)]
-    entries = (v for k, v in checkpoint.entries.items() if k != HEAD and not k.startswith(STUBS))
     fold.load(head.shared, stubs, entries, checkpoint.position, checkpoint.anchor.decode())
     return True
+
+
+def _head(checkpoint: Checkpoint) -> Head | None:
+    raw = _opened(HEAD, checkpoint.entries.get(HEAD, b""))
+    try:
+        head = msgspec.msgpack.decode(raw or b"", type=Head)
+    except msgspec.MsgspecError:
+        return None
+    known = (head.format, head.rules) == (CHECKPOINT_FORMAT, RULES)
+    return head if known and (head.position, head.anchor) == (checkpoint.position, checkpoint.anchor) else None
+
+
+def _sealed(key: bytes, part: bytes) -> bytes:
+    """Return a part with its checksum, which tells a part that was damaged, or stands in another's place."""
+    return zlib.crc32(part, zlib.crc32(key)).to_bytes(4, "big") + part
+
+
+def _opened(key: bytes, sealed: bytes) -> bytes | None:
+    part = sealed[4:]
+    return part if _sealed(key, part) == sealed else None
 
 
 def changes(
@@ -61,22 +90,28 @@ def changes(
             w = fold.live[correlation]
             entry = freeze(w, idle=idle(w))
         if entry is not None:
-            changed[record_key(correlation)] = entry
+            key = record_key(correlation)
+            changed[key] = _sealed(key, entry)
     gone = [key for c in sorted(fold.gone) if (key := record_key(c)) not in changed]
     fold.changed, fold.gone = set(), set()
-    changed[HEAD] = msgspec.msgpack.encode(Head(CHECKPOINT_FORMAT, RULES, fold.shared()))
+    changed[HEAD] = _sealed(HEAD, msgspec.msgpack.encode(_head_of(fold)))
     for n, stubs in fold.stubs.take_changed(everything=whole).items():
         key = STUBS + n.to_bytes(4, "big")
         if stubs:
-            changed[key] = msgspec.msgpack.encode(stubs)
+            changed[key] = _sealed(key, msgspec.msgpack.encode(stubs))
         else:
             gone.append(key)
     return changed, gone
 
 
+def _head_of(fold: PartitionFold) -> Head:
+    open_ = len({*fold.live, *fold.entries})
+    return Head(CHECKPOINT_FORMAT, RULES, fold.shared(), fold.position, fold.last_id.encode(), open_, len(fold.stubs))
+
+
 async def verify_anchor(broker: Broker, partition: int, checkpoint: Checkpoint) -> None:
-    """The log must still hold the record that was folded last. Raises LogTruncated."""
-    if checkpoint.position <= 0 or not checkpoint.anchor:
+    """The log must still hold the record that was folded last, or `restore` refuses it anyway. Raises LogTruncated."""
+    if checkpoint.position <= 0 or not checkpoint.anchor or _head(checkpoint) is None:
         return
     try:
         (stored,) = await broker.read_at(partition, [checkpoint.position])

@@ -7,8 +7,10 @@ import contextlib
 import json
 import logging
 import os
+import random
 from collections import Counter
 
+import msgspec
 import pytest
 from garbage import Garbage
 from random_log import RandomLog
@@ -17,10 +19,10 @@ from refold import Agent, AgentError, AgentMessage, Context, MessageBus, RetryPo
 from refold.agents import client, worker as worker_module
 from refold.brokers.memory import MemoryBroker
 from refold.bus import codec, kinds
-from refold.bus.broker import LogSpec, Stored
+from refold.bus.broker import Checkpoint, LogSpec, Stored
 from refold.bus.errors import BrokerUnavailable, RefoldError, UndecodableRecord
 from refold.bus.message import Work
-from refold.projections.checkpoint import changes
+from refold.projections.checkpoint import changes, restore
 from refold.projections.costs import costs
 from refold.projections.dead_letters import dead_letters
 from refold.projections.frozen import freeze, thaw
@@ -350,3 +352,72 @@ def test_marks_of_many_deliveries_are_appended_in_what_the_log_takes(go, broker,
 
     go(main())
     assert not caplog.records
+
+
+# ---- checkpoints -----------------------------------------------------------------------------------------------------
+def damaged(checkpoint: Checkpoint, chance: random.Random) -> Checkpoint:
+    """A checkpoint as bad memory, a bad disk or a bad program leaves it."""
+    entries, keys = dict(checkpoint.entries), sorted(checkpoint.entries)
+    key, other = chance.choice(keys), chance.choice(keys)
+    raw = bytearray(entries[key])
+    match chance.randrange(9):
+        case 0:
+            raw[chance.randrange(len(raw))] ^= 1 << chance.randrange(8)
+            entries[key] = bytes(raw)
+        case 1:
+            entries[key] = bytes(raw[: chance.randrange(len(raw))])
+        case 2:
+            entries[key] = chance.randbytes(chance.randrange(300))
+        case 3:
+            del entries[key]
+        case 4:
+            entries[chance.randbytes(16)] = bytes(raw)
+        case 5 if entries[key] != entries[other]:
+            entries[key], entries[other] = entries[other], entries[key]
+        case 6:
+            return checkpoint._replace(position=checkpoint.position + chance.choice([-1, 1, 1000]))
+        case 7:
+            return checkpoint._replace(anchor=checkpoint.anchor[:-1] + chance.choice([b"\xff\xfe", b"x", b"x" * 36]))
+        case _:
+            entries[key] = msgspec.msgpack.encode([1, {"nonsense": [None, chance.random()]}])
+    return checkpoint._replace(entries=entries)
+
+
+def test_a_damaged_checkpoint_is_never_believed():
+    refused = 0
+    for seed in range(40 * MANY):
+        log, chance = OddLog(seed), random.Random(seed)
+        log.grow(60)
+        changed, _ = changes(log.fold, lambda w: len(w.correlation) % 2 == 0, whole=True)
+        good = Checkpoint(log.fold.position, log.fold.last_id.encode(), changed)
+        assert restore(PartitionFold(0, log.log.partitions), good)
+        for _ in range(50):
+            fold = PartitionFold(0, log.log.partitions)
+            assert not restore(fold, damaged(good, chance))
+            assert (fold.position, fold.entries, fold.listeners) == (0, {}, {})
+            refused += 1
+    assert refused == 2000 * MANY
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_worker_and_readers_go_on_without_a_checkpoint_that_is_damaged(go, broker, seed, until, impatient):
+    async def main():
+        await broker.ensure_log(LogSpec(partitions=1))
+        async with MessageBus.open(broker) as bus:
+            async with working(broker, innocent_agents()):
+                handles = [await bus.start("innocent", n, id=f"in-{n}") for n in range(6)]
+
+                async def all_wait_for_a_message():
+                    return all([[w.what for w in (await h.status()).waits] == ["message"] for h in handles])
+
+                await until(all_wait_for_a_message)
+            good = broker.log.checkpoints["w", 0]
+            assert len(good.entries) > 6
+            broker.log.checkpoints["w", 0] = damaged(good, random.Random(seed))
+            assert len((await overview(broker)).rows) == 6
+            async with working(broker, innocent_agents()):
+                for handle in handles:
+                    await handle.send(100, kind="more")
+                assert [await h.result(10) for h in handles] == [100 + 2 * n for n in range(6)]
+
+    go(main())
