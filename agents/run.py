@@ -58,7 +58,7 @@ class Host(Protocol):
         """Return wall time, never below the newest timestamp folded here."""
         ...
 
-    async def append(self, records: Sequence[AgentMessage], *, outcome: bool = False) -> None:
+    def append(self, records: Sequence[AgentMessage], *, outcome: bool = False) -> Awaitable[None]:
         """Append in order; PartitionLost when fenced (an `outcome` never is)."""
         ...
 

@@ -118,7 +118,7 @@ def test_a_call_that_was_made_and_not_recorded_is_repeated_with_the_same_key(go,
         first = team.start("worker")
         async with MessageBus.open(team.url) as bus:
             handle = await bus.start("worker", team.job(1, gate=str(team.gate)), id="w")
-            await until(lambda: team.lines())
+            await until(team.lines)
             first.send_signal(signal.SIGSTOP)  # it may have recorded the call, or not: either way it is one key
             first.kill()
             first.wait()
@@ -136,7 +136,7 @@ def test_a_worker_that_was_stopped_beyond_its_lease_is_fenced(go, until, team):
         first = team.start("worker", lease=1.0)
         async with MessageBus.open(team.url) as bus:
             handle = await bus.start("worker", team.job(1, gate=str(team.gate)), id="w")
-            await until(lambda: team.lines())
+            await until(team.lines)
             await stop(first.pid, team.folder / "log.db", until)
             second = team.start("worker", lease=1.0)
 
@@ -164,7 +164,7 @@ def test_sigterm_drains_a_worker_and_the_other_goes_on(go, until, team):
         first = team.start("worker")
         async with MessageBus.open(team.url) as bus:
             handle = await bus.start("worker", team.job(1, gate=str(team.gate)), id="w")
-            await until(lambda: team.lines())
+            await until(team.lines)
             first.terminate()
             team.gate.touch()
             assert await handle.result(20) == [first.pid, first.pid]

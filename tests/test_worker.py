@@ -200,9 +200,8 @@ def test_a_log_that_lost_records_stops_the_partition(go, until):
         broker = await opened(1)
         agent = Agent("echo")
         agent.on_task(lambda n: n)
-        async with MessageBus.open(broker) as bus:
-            async with working(broker, agent):
-                await bus.request("echo", 1)
+        async with MessageBus.open(broker) as bus, working(broker, agent):
+            await bus.request("echo", 1)
         saved = await broker.checkpoint("g", 0)
         assert saved is not None
         broker.log.partitions[0] = broker.log.partitions[0][: saved.position - 2]
