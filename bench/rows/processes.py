@@ -27,7 +27,8 @@ NAMES = [f"stage{i}" for i in range(1, hand.STAGES + 1)]
 @contextlib.contextmanager
 def started(*commands: Sequence[str]) -> Iterator[list[subprocess.Popen[bytes]]]:
     """Run this file in processes of its own; ended, whatever happens."""
-    here = {**os.environ, "PYTHONPATH": str(BENCH)}
+    paths = [str(BENCH), *filter(None, [os.environ.get("PYTHONPATH")])]
+    here = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
     running = [subprocess.Popen([sys.executable, *command], env=here) for command in commands]
     try:
         yield running
