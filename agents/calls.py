@@ -155,7 +155,9 @@ def _plain(value: Any) -> Any:
     except InvalidMessage:
         if isinstance(value, dict):
             return {str(k): _plain(v) for k, v in value.items()}
-        if isinstance(value, list | tuple | set | frozenset):
+        if isinstance(value, set | frozenset):
+            return sorted(map(_plain, value), key=codec.canonical)
+        if isinstance(value, list | tuple):
             return [_plain(v) for v in value]
         return getattr(value, "__qualname__", type(value).__qualname__)
 

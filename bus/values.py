@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from hashlib import blake2b
 from typing import Any
 
@@ -34,15 +34,64 @@ def digest(value: Any) -> str:
 def to_json(value: Any, path: str = "$.payload") -> Any:
     """Return a value as plain JSON types (dict, list, str, int, float, bool, None).
 
-    Structs, dataclasses, pydantic models, datetimes, UUIDs, enums, bytes (base64) and decimals are converted.
+    Structs, dataclasses, pydantic models, datetimes, UUIDs, enums, bytes (base64) and decimals are converted; the
+    elements of a set come in the order of their canonical spelling, since its own is another one in each process.
     Raises InvalidMessage, which names the place by its JSON path.
     """
     try:
         plain = msgspec.to_builtins(value, str_keys=True, enc_hook=_convert)
     except (TypeError, ValueError, RecursionError) as error:
         raise _unsuitable(value, path, error) from error
+    if _is_uneven(value):
+        plain = _even(value, plain, path)
     check_value(plain, path)
     return plain
+
+
+_SCALARS = frozenset({str, int, float, bool, type(None)})
+
+
+def _is_uneven(value: Any) -> bool:
+    """The value holds a set, or a key that is no text: msgspec does not tell what they become."""
+    kind = type(value)
+    if kind in _SCALARS:
+        return False
+    if kind is dict:
+        for k, v in value.items():  # noqa: SIM110 - a generator costs twice as much, and every payload comes here
+            if type(k) is not str or (type(v) not in _SCALARS and _is_uneven(v)):
+                return True
+        return False
+    if kind is list or kind is tuple:
+        for v in value:  # noqa: SIM110
+            if type(v) not in _SCALARS and _is_uneven(v):
+                return True
+        return False
+    return isinstance(value, set | frozenset) or any(_is_uneven(child) for _, child in _children(value))
+
+
+def _even(value: Any, plain: Any, path: str) -> Any:
+    """Return the plain value with its sets in order. Raises InvalidMessage where two keys became one."""
+    if isinstance(value, set | frozenset):
+        return sorted((to_json(v, path) for v in value), key=canonical)
+    if isinstance(value, dict) and len(plain) < len(value):
+        raise InvalidMessage("two keys become the same text", path=path, remedy="JSON has text keys only: use those")
+    if isinstance(plain, dict):
+        changed = ((k, _even(v, plain[k], f"{path}.{k}")) for k, v in _named(value, plain) if k in plain)
+        return {**plain, **dict(changed)}
+    children = [v for _, v in _children(value)]
+    if isinstance(plain, list) and len(plain) == len(children):
+        return [_even(v, p, f"{path}[{i}]") for i, (v, p) in enumerate(zip(children, plain, strict=True))]
+    return plain
+
+
+def _named(value: Any, plain: dict[str, Any]) -> Iterable[tuple[str, Any]]:
+    """Return the children of a value under the names that they have in plain."""
+    children = [v for _, v in _children(value)]
+    if isinstance(value, msgspec.Struct):
+        return zip(value.__struct_encode_fields__, children, strict=True)
+    if dataclasses.is_dataclass(value):
+        return zip((f.name for f in dataclasses.fields(value)), children, strict=True)
+    return zip(plain, children, strict=False)
 
 
 def _convert(value: Any) -> Any:
@@ -78,6 +127,8 @@ def _children(value: Any) -> Iterator[tuple[str, Any]]:
         yield from ((f".{f}", getattr(value, f)) for f in value.__struct_fields__)
     elif dataclasses.is_dataclass(value) and not isinstance(value, type):
         yield from ((f".{f.name}", getattr(value, f.name)) for f in dataclasses.fields(value))
+    elif hasattr(type(value), "model_fields"):  # pydantic
+        yield from ((f".{name}", getattr(value, name)) for name in type(value).model_fields)
 
 
 def check_value(value: Any, path: str = "$.payload", depth: int = 0) -> None:

@@ -7,6 +7,9 @@ import decimal
 import enum
 import json
 import math
+import os
+import subprocess
+import sys
 import uuid
 from typing import Any
 
@@ -338,3 +341,53 @@ def test_a_message_from_outside_may_not_say_what_only_refold_says():
                     {"origin": Origin(workflow="w", id="i")}):  # fmt: skip
         with pytest.raises(InvalidMessage):
             rules.check_outside(msgspec.structs.replace(GOOD, **changes))
+
+
+SETS = """
+import dataclasses, json
+import msgspec, pydantic
+from refold.agents.calls import digest_of
+from refold.bus.values import to_json
+
+class Tagged(msgspec.Struct, tag=True, rename="camel", omit_defaults=True):
+    first_name: str = "x"
+    tag_set: set[str] = msgspec.field(default_factory=set)
+
+class Row(msgspec.Struct, array_like=True):
+    n: int
+    tags: frozenset[str]
+
+@dataclasses.dataclass
+class Data:
+    tags: set[str]
+
+class Model(pydantic.BaseModel):
+    tags: set[str]
+
+words = {"delta", "alpha", "echo", "bravo"}
+values = [words, {"z": frozenset(words), "a": 1}, Tagged(tag_set=words), Row(1, frozenset(words)), Data(words),
+          Model(tags=words), {frozenset("uv"), frozenset("wqr")}, {1: 2, 3: words}]
+print(json.dumps(to_json(values)), digest_of(values, words), digest_of({1, "b", len}))
+"""
+
+
+def test_a_set_is_spelt_alike_in_every_process():
+    """Else a rerun in another process would ask for something else than was recorded."""
+    found = set()
+    for seed in ("1", "2", "3"):
+        env = {**os.environ, "PYTHONHASHSEED": seed}
+        done = subprocess.run([sys.executable, "-c", SETS], env=env, capture_output=True, text=True, check=True)
+        found.add(done.stdout)
+    (spelt,) = found
+    words = ["alpha", "bravo", "delta", "echo"]
+    values, _ = json.JSONDecoder().raw_decode(spelt)
+    assert values == [
+        words, {"z": words, "a": 1}, {"type": "Tagged", "tagSet": words}, [1, words], {"tags": words}, {"tags": words},
+        [["q", "r", "w"], ["u", "v"]], {"1": 2, "3": words},
+    ]  # fmt: skip
+    assert list(values[1]) == ["z", "a"]
+
+
+def test_keys_that_become_the_same_text_are_refused_not_lost():
+    with pytest.raises(InvalidMessage, match=r"\$\.payload\.a\[0\]: two keys become the same text"):
+        rules.check(msgspec.structs.replace(GOOD, payload={"a": [{1: 2, "1": 3}]}))
