@@ -114,6 +114,17 @@ def test_a_receive_that_a_redrive_forgets_takes_its_message_again(play):
     assert [play.step_of(key, s).took for s in ("1", "2")] == [first, second]
 
 
+def test_a_receive_that_a_redrive_forgets_looks_through_all_that_came_again(play):
+    key = play.ask()
+    first = play.note("ann")
+    play.write(key, "timer_set", "1", fact=receives())
+    assert play.step_of(key, "1").took == first
+    play.fail(key, "1")
+    assert play.redrive(key) == "admitted"
+    play.write(key, "timer_set", "1", fact=receives())
+    assert play.step_of(key, "1").took == first
+
+
 def test_a_receive_that_a_redrive_keeps_takes_what_came_while_its_handling_was_over(play):
     key = play.ask()
     play.write(key, "timer_set", "1.1.1", fact=receives())
