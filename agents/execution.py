@@ -157,7 +157,7 @@ class RunHost:
         self.worker.crew.waiting.pop(run, None)
         self.started()
         run.go_on()
-        if not (run.active or run.calls or run.settling):
+        if not run.busy:
             self.waits()
 
     def wake_at(self, due: float, step: str) -> None:

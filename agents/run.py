@@ -117,6 +117,7 @@ class Run:
         self.active = 0
         self.calls = 0
         self.settling = 0
+        self.appends = 0
         self.has_slot = True
         self.outbox: list[AgentMessage] = []
         self.asked: set[str] = set()
@@ -190,8 +191,13 @@ class Run:
         if self.outbox:
             await self.flush()
         self.go_on()
-        if not (self.active or self.calls or self.settling or self._ready or self.finishing):
+        if not (self.busy or self._ready or self.finishing):
             self.host.waits()
+
+    @property
+    def busy(self) -> bool:
+        """Something of it goes on: a branch, a call, or an append, without which what it waits for is not recorded."""
+        return bool(self.active or self.calls or self.settling or self.appends)
 
     def branch(self) -> Branch:
         """Return the branch of the current task. Raises ForeignTask, and ends what is over."""
@@ -519,17 +525,20 @@ class Run:
     async def _append(self, records: list[AgentMessage], *, outcome: bool = False) -> None:
         if not records or (self.over and not outcome):
             return
-        async with self._appending:
-            try:
+        self.appends += 1
+        try:
+            async with self._appending:
                 await self.host.append(records, outcome=outcome)
-            except PartitionLost as e:
-                self.end(str(e))
-                raise asyncio.CancelledError(self.over) from e
-            except Exception as e:
-                self.fault = self.fault or e
-                if self.task is not asyncio.current_task():
-                    self.fail(e)
-                raise
+        except PartitionLost as e:
+            self.end(str(e))
+            raise asyncio.CancelledError(self.over) from e
+        except Exception as e:
+            self.fault = self.fault or e
+            if self.task is not asyncio.current_task():
+                self.fail(e)
+            raise
+        finally:
+            self.appends -= 1
 
     # ---- the handler itself ----------------------------------------------------------------------------------------
     def begin(self) -> None:

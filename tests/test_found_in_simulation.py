@@ -373,3 +373,41 @@ def test_a_call_whose_record_comes_while_it_waits_for_the_lease_is_not_made_agai
             assert calls == [1]
 
     go(main())
+
+
+def test_a_run_whose_append_is_under_way_is_not_parked(go, until):
+    agent, paid, written = Agent("a"), asyncio.Event(), asyncio.Event()
+
+    @agent.on_task
+    async def work(ctx: Context, n: int) -> list[Any]:
+        async def nap() -> str:
+            await ctx.effect("paid", paid.wait)
+            await ctx.sleep(0.05)
+            return "slept"
+
+        return await ctx.gather(ctx.receive("go"), nap())
+
+    async def main():
+        broker = await opened()
+        append, under_way = broker.append, []
+
+        async def slow(items, fence=None):
+            if brings(kinds.TIMER_SET)(items) and paid.is_set():
+                under_way.append(items)
+                await written.wait()
+            return await append(items, fence)
+
+        broker.append = slow
+        async with MessageBus.open(broker) as bus, working(broker, agent, max_live=0) as worker:
+            handle = await bus.start("a", 1)
+            await until(lambda: broker.log.partitions[0][-1].key is not None and len(broker.log.partitions[0]) >= 3)
+            paid.set()
+            await until(lambda: under_way)
+            await handle.send("now", kind="go")
+            await until(lambda: worker.places[0].fold.position >= len(broker.log.partitions[0]))
+            for _ in range(20):
+                await asyncio.sleep(0)
+            written.set()
+            assert await handle.result(5) == ["now", "slept"]
+
+    go(main())
