@@ -1,7 +1,7 @@
 """The real worker in a simulated world: virtual time, seeded scheduling, processes that die and wake up, a log that
 fails, doubles, delays and reorders. Whatever happened: it ends as if nothing had, and no promise was broken meanwhile.
 
-A seed that fails says how to play it again; its number belongs into KEPT when it is mended.
+A seed that fails says how to play it again; its number belongs into KEPT when what it found is mended.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from simulation.mix import CHUNK, POISONED, SEEDS
 from simulation.story import Story
 
 HERE = Path(__file__).parent
-KEPT = (1003, 1166, 1257, 1427, 1641)
-"""Seeds beyond the first thousand that found something once."""
+KEPT = (62, 66, 80, 92, 166, 257, 641, 835)
+"""Seeds that found something once, for `make test` too. What it was is in `test_found_in_simulation.py`."""
 
 
 @pytest.fixture

@@ -107,6 +107,9 @@ def check_all(story: Story) -> None:
         for stored, r, verdict in read.judged:
             world.met[f"verdict {verdict}"] += 1
             _check_record(world, stored, r, verdict)
+    for token, to in story.acknowledged:
+        if to != "*" and f"note {token} by {to}" not in world.keys:
+            world.violation(f"the message {token!r} to {to!r} was acknowledged, and nobody has handled it")
     workflows = {c: w for read in reads for c, w in read.fold.live.items()}
     for order in story.orders:
         check_order(story, order, workflows.get(order.id))

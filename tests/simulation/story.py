@@ -100,6 +100,7 @@ class Story:
         self.alive: dict[tuple[str, str], Process] = {}
         self.names = 0
         self.deadly: set[str] = set()
+        self.acknowledged: list[tuple[str, str]] = []
 
     # ---- processes
     def start(self, name: str, work: Coroutine[Any, Any, Any], process: Process | None = None) -> Process:
@@ -292,7 +293,10 @@ class Story:
         if rnd.random() < 0.3:
             self.world.meet("message to a completed workflow")
             token = f"{'bad ' if rnd.random() < 0.2 else ''}{order.id}.late"
-            await _again(lambda: handle.send(token, kind="note", to=rnd.choice((*TASKS, "*"))))
+            to = rnd.choice((*TASKS, "*"))
+            await _again(lambda: handle.send(token, kind="note", to=to))
+            if not order.loose and not token.startswith("bad"):
+                self.acknowledged.append((token, to))
 
     async def result(self, handle: Any) -> Any:
         while True:
