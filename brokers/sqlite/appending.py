@@ -10,10 +10,10 @@ from typing import TypeVar
 from ...bus.broker import Appended, Conflict, Duplicate, Fence, Fenced, Item, LogMeta, Result, Stored
 from ...bus.errors import TooLarge
 from .leases import current_epoch
-from .schema import MASK, SHIFT, id_hash, key_hash, place
+from .schema import MASK, SHIFT, crc_of, id_hash, key_hash, place
 
 T = TypeVar("T")
-COLUMNS = "(?, ?, ?, ?, ?, ?)"
+COLUMNS = "(?, ?, ?, ?, ?, ?, ?)"
 INSERT = f"INSERT INTO records VALUES {COLUMNS}"
 KNOWN = (
     "SELECT r.hash, r.id, min(r.at) FROM (VALUES {}) AS v CROSS JOIN records AS r INDEXED BY by_key"
@@ -143,13 +143,13 @@ class Commit:
         for i, record in enumerate(item.records):
             at, id, value = at + 1, ids[i], record.value
             self._known.setdefault((hash, id), at)
-            self._rows.append((at, hash, id, time, item.key, value))
+            self._rows.append((at, hash, id, time, item.key, value, crc_of(at, item.key, value)))
             fresh.append(Stored(at & MASK, item.key, value, time))
         last = self._last[key] = at & MASK
         return Appended((last,) if len(ids) == 1 else tuple(range(last - len(ids) + 1, last + 1)))
 
 
-Row = tuple[int, int, bytes, float, str | None, bytes]
+Row = tuple[int, int, bytes, float, str | None, bytes, int]
 
 
 def known(db: sqlite3.Connection, ids: list[tuple[int, bytes]]) -> dict[tuple[int, bytes], int]:
@@ -193,7 +193,8 @@ def append_raw(
     """Append verbatim. These have no id that could be refused."""
     at, time = tails.take(db, partition, len(records), now)
     rows = [
-        (at + i, key_hash(partition, key), b"", time, key, value) for i, (key, value) in enumerate(records, 1)
+        (at + i, key_hash(partition, key), b"", time, key, value, crc_of(at + i, key, value))
+        for i, (key, value) in enumerate(records, 1)
     ]
     insert(db, rows)
     fresh = tails.fresh.setdefault(partition, [])

@@ -33,7 +33,7 @@ from ...bus.clock import Clock
 from ...bus.errors import ConfigError, LogMissing, RefoldError
 from ...bus.partition import partition_of
 from . import appending, checkpoints, health, presence as presences, reading, schema
-from .connection import connect, identity, patiently, refuse_network, same_file, transact, translated
+from .connection import connect, identity, patiently, refuse_network, refuse_remains, same_file, transact, translated
 from .doorbell import COMMIT, MEMBERS, Doorbell, Ear, commit_in
 from .keeper import Keeper, exit_stalled
 from .subscription import SqliteSubscription
@@ -161,6 +161,7 @@ class SqliteBroker:
             if not os.path.isdir(os.path.dirname(self.path)):
                 raise ConfigError(f"the folder of {self.path} does not exist: make it first")
         refuse_network(self.path)
+        refuse_remains(self.path)
 
     # ---- what happens around a commit, in the writer's thread --------------------------------------------------------
     def _begun(self, db: sqlite3.Connection) -> None:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Collection, Mapping
+from zlib import crc32
 
 from ...bus.broker import Checkpoint
+from .connection import Damaged
 from .leases import current_epoch
 
 
@@ -21,7 +23,7 @@ class Save:
     ) -> None:  # fmt: skip
         self._group, self._partition, self._epoch = group, partition, epoch
         self._position = (group, partition, position, anchor)
-        self._changed = [(group, partition, k, v) for k, v in changed.items()]
+        self._changed = [(group, partition, k, v, crc32(v, crc32(k))) for k, v in changed.items()]
         self._gone = [(group, partition, k) for k in gone]
         self.size = sum(len(k) + len(v) for k, v in changed.items())
 
@@ -29,7 +31,7 @@ class Save:
         if current_epoch(db, self._group, self._partition) != self._epoch:
             return False
         db.executemany("DELETE FROM entries WHERE grp=? AND partition=? AND k=?", self._gone)
-        db.executemany("INSERT OR REPLACE INTO entries VALUES (?, ?, ?, ?)", self._changed)
+        db.executemany("INSERT OR REPLACE INTO entries VALUES (?, ?, ?, ?, ?)", self._changed)
         db.execute("INSERT OR REPLACE INTO checkpoints VALUES (?, ?, ?, ?)", self._position)
         return True
 
@@ -37,13 +39,19 @@ class Save:
 def load(db: sqlite3.Connection, group: str, partition: int) -> Checkpoint | None:
     """Return the group's checkpoint; one statement, hence of one moment."""
     rows = db.execute(
-        "SELECT c.position, c.anchor, e.k, e.v FROM checkpoints AS c LEFT JOIN entries AS e"
+        "SELECT c.position, c.anchor, e.k, e.v, e.crc FROM checkpoints AS c LEFT JOIN entries AS e"
         " ON e.grp = c.grp AND e.partition = c.partition WHERE c.grp = ? AND c.partition = ?",
         (group, partition),
     ).fetchall()
     if not rows:
         return None
-    return Checkpoint(rows[0][0], rows[0][1], {k: v for _, _, k, v in rows if k is not None})
+    entries = {}
+    for _, _, k, v, crc in rows:
+        if k is not None:
+            if crc32(v, crc32(k)) != crc:
+                raise Damaged(f"an entry of the checkpoint of partition {partition} is not what was saved")
+            entries[k] = v
+    return Checkpoint(rows[0][0], rows[0][1], entries)
 
 
 def groups(db: sqlite3.Connection, partition: int) -> list[str]:

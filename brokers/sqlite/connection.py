@@ -24,6 +24,12 @@ WAL_WRITE_LOCK = 120
 """Byte of the -shm file that a writer locks (https://www.sqlite.org/walformat.html, section 2.3)."""
 
 
+class Damaged(sqlite3.DatabaseError):
+    """What was read is not what was written."""
+
+    sqlite_errorcode = sqlite3.SQLITE_CORRUPT
+
+
 def connect(path: str, *, mode: str = "rw", synchronous: str = "FULL", query_only: bool = False) -> sqlite3.Connection:
     """Open the file. `mode` rw never creates it, rwc may. Writers do not wait for locks in SQLite: retries are ours."""
     db = sqlite3.connect(  # while it is opened another process may be recovering or closing: that wait is SQLite's
@@ -60,7 +66,7 @@ def translate(error: sqlite3.Error, path: str) -> RefoldError:
         return LogLocked(f"{path} is locked by another process", lock_holder(path))
     if code == sqlite3.SQLITE_FULL:
         return LogFull(f"no space for {path}: {error}; nothing of the append was written, free some space")
-    if code in (sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT):
+    if code in (sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT) or "decode to UTF-8" in str(error):
         return LogCorrupt(f"{path} is damaged or no SQLite database ({error}): restore it from its backup")
     if code in (sqlite3.SQLITE_READONLY, sqlite3.SQLITE_PERM, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_AUTH):
         return ConfigError(f"{path} cannot be opened or written ({error}): look at its permissions and its folder's")
@@ -149,6 +155,16 @@ def network_mount(path: str) -> str | None:
     inside = [m for m in mounts if where == m[0] or where.startswith(m[0].rstrip("/") + "/")]
     mount, kind = max(inside, key=lambda m: len(m[0]), default=("", ""))
     return f"{kind} at {mount}" if kind.lower() in NETWORK else None
+
+
+def refuse_remains(path: str) -> None:
+    """SQLite would remove the write-ahead log of a file that is gone or empty, and begin anew. Raises LogCorrupt."""
+    with contextlib.suppress(OSError):
+        if os.stat(f"{path}-wal").st_size and not (os.path.exists(path) and os.stat(path).st_size):
+            raise LogCorrupt(
+                f"{path} is gone or empty, while {path}-wal holds records of it: restore both from their backup, or "
+                "remove both to begin anew"
+            )
 
 
 def refuse_network(path: str) -> None:

@@ -13,8 +13,8 @@ import aiosqlite
 
 from ...bus.broker import At, Page, Stored
 from ...bus.errors import BrokerUnavailable, LogTruncated
-from .connection import connect, same_file, same_process, translated
-from .schema import MASK, SHIFT, key_hash, place
+from .connection import Damaged, connect, same_file, same_process, translated
+from .schema import MASK, SHIFT, crc_of, key_hash, place
 
 T = TypeVar("T")
 
@@ -22,9 +22,9 @@ READERS = 3
 PAGE_BYTES = 8 * 1024 * 1024
 """A page ends when it holds this much, however few records that are."""
 
-RANGE = "SELECT at, key, value, time FROM records WHERE at >= ? AND at < ? ORDER BY at LIMIT ?"
+RANGE = "SELECT at, key, value, time, crc FROM records WHERE at >= ? AND at < ? ORDER BY at LIMIT ?"
 OF_WORKFLOW = (
-    "SELECT r.at, r.key, r.value, r.time FROM"
+    "SELECT r.at, r.key, r.value, r.time, r.crc FROM"
     " (SELECT at FROM records INDEXED BY by_key WHERE hash IN (?, ?) AND at > ? AND at < ? ORDER BY at LIMIT ?) AS f"
     " CROSS JOIN records AS r ON r.at = f.at ORDER BY r.at"
 )
@@ -83,16 +83,28 @@ class Readers:
         self._all.clear()
 
 
+def checked(at: int, key: str | None, value: bytes, time: float, crc: int) -> Stored:
+    """Return a record. Raises Damaged where it is not what was appended."""
+    try:
+        if crc_of(at, key, value) == crc:
+            return Stored(at & MASK, key, value, float(time))
+    except (TypeError, AttributeError, ValueError):  # the damage changed a type
+        pass
+    raise Damaged(f"the record at {at & MASK} of partition {at >> SHIFT} is not what was appended")
+
+
 def page(db: sqlite3.Connection, partition: int, start: int, end: int | None, limit: int) -> Page:
     """Return records with start <= position < end."""
     top = (partition + 1) << SHIFT if end is None or end > MASK else place(partition, end)
     out: list[Stored] = []
     size = 0
     with contextlib.closing(db.execute(RANGE, (place(partition, max(start, 1)), top, limit + 1))) as rows:
-        for at, key, value, time in rows:
+        for expected, (at, key, value, time, crc) in enumerate(rows, place(partition, max(start, 1))):
+            if at != expected:
+                raise Damaged(f"partition {partition} lacks the record at {expected & MASK}")
             if len(out) == limit or size > PAGE_BYTES:
                 return Page(out, at & MASK)
-            out.append(Stored(at & MASK, key, value, time))
+            out.append(checked(at, key, value, time, crc))
             size += len(value)
     return Page(out, None)
 
@@ -113,12 +125,12 @@ def page_of_workflow(db: sqlite3.Connection, partition: int, key: str, after: in
     out: list[Stored] = []
     last, size = after, 0
     with contextlib.closing(db.execute(OF_WORKFLOW, (*args, limit + 1))) as rows:
-        for n, (at, found, value, time) in enumerate(rows):
+        for n, (at, found, value, time, crc) in enumerate(rows):
             if n == limit or size > PAGE_BYTES:
                 return Page(out, last)
             last = at & MASK
             if found is None or found == key:
-                out.append(Stored(last, found, value, time))
+                out.append(checked(at, found, value, time, crc))
                 size += len(value)
     return Page(out, None)
 
@@ -128,10 +140,10 @@ def records_at(db: sqlite3.Connection, path: str, partition: int, positions: Seq
     out: list[Stored] = []
     for position in sorted(set(positions)):
         at = place(partition, position)
-        row = db.execute("SELECT key, value, time FROM records WHERE at = ?", (at,)).fetchone()
+        row = db.execute("SELECT at, key, value, time, crc FROM records WHERE at = ?", (at,)).fetchone()
         if row is None or not 0 < position <= MASK:
             raise LogTruncated(f"partition {partition} of {path} holds no record at {position}")
-        out.append(Stored(position, *row))
+        out.append(checked(*row))
     return out
 
 

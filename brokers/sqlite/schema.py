@@ -5,8 +5,10 @@ from __future__ import annotations
 import contextlib
 import re
 import sqlite3
+from collections.abc import Iterable
 from functools import lru_cache
 from hashlib import blake2b
+from zlib import crc32
 
 from ...bus.broker import RULES, LogMeta, LogSpec
 from ...bus.errors import LogCorrupt, LogMismatch, LogMissing, RulesTooNew
@@ -23,7 +25,7 @@ MILLISECONDS = (1 << 41) - 1
 TABLES = (
     "CREATE TABLE meta(name TEXT PRIMARY KEY, value) WITHOUT ROWID",
     "CREATE TABLE records(at INTEGER PRIMARY KEY, hash INTEGER NOT NULL, id BLOB NOT NULL, time REAL NOT NULL,"
-    " key TEXT, value BLOB NOT NULL)",
+    " key TEXT, value BLOB NOT NULL, crc INTEGER NOT NULL)",
     "CREATE INDEX by_key ON records(hash, id)",
     "CREATE TABLE leases(grp TEXT, partition INTEGER, epoch INTEGER NOT NULL, owner TEXT NOT NULL,"
     " released INTEGER NOT NULL, PRIMARY KEY(grp, partition)) WITHOUT ROWID",
@@ -31,7 +33,7 @@ TABLES = (
     " started REAL NOT NULL, place TEXT NOT NULL, wanted TEXT, PRIMARY KEY(grp, member)) WITHOUT ROWID",
     "CREATE TABLE checkpoints(grp TEXT, partition INTEGER, position INTEGER NOT NULL, anchor BLOB NOT NULL,"
     " PRIMARY KEY(grp, partition)) WITHOUT ROWID",
-    "CREATE TABLE entries(grp TEXT, partition INTEGER, k BLOB, v BLOB NOT NULL,"
+    "CREATE TABLE entries(grp TEXT, partition INTEGER, k BLOB, v BLOB NOT NULL, crc INTEGER NOT NULL,"
     " PRIMARY KEY(grp, partition, k)) WITHOUT ROWID",
     "CREATE TABLE presences(member TEXT PRIMARY KEY, grp TEXT NOT NULL, value BLOB NOT NULL, told REAL NOT NULL,"
     " ttl REAL NOT NULL) WITHOUT ROWID",
@@ -41,7 +43,7 @@ TABLES = (
 NAMES = {re.split(r"[ (]", statement, maxsplit=3)[2] for statement in TABLES}
 META: dict[str, type | tuple[type, ...]] = {
     "format": int, "rules": int, "log_id": str, "created": (int, float), "partitions": int, "max_record": int,
-    "max_append": int,
+    "max_append": int, "crc": int,
 }  # fmt: skip
 
 
@@ -71,6 +73,16 @@ def id_hash(partition: int, key: str | None, id: str) -> bytes:
     return blake2b(f"{partition}\0{key or ''}\0{id}".encode(), digest_size=16).digest()
 
 
+def crc_of(at: int, key: str | None, value: bytes) -> int:
+    """Return what tells a record that was damaged, or is in another's place. SQLite has no checksums of its own."""
+    return crc32(value, crc32(key.encode(), at & 0xFFFFFFFF) if key is not None else at & 0xFFFFFFFF)
+
+
+def crc_of_meta(meta: Iterable[tuple[str, object]]) -> int:
+    """Return the same for what the log says of itself."""
+    return crc32(repr(sorted((name, value) for name, value in meta if name != "crc")).encode())
+
+
 def create(db: sqlite3.Connection, spec: LogSpec, now: float) -> None:
     """Make the tables, unless another process has just made them. Inside a transaction."""
     if db.execute("SELECT 1 FROM sqlite_master LIMIT 1").fetchone():
@@ -82,6 +94,7 @@ def create(db: sqlite3.Connection, spec: LogSpec, now: float) -> None:
     default = LogMeta(log_id="", partitions=1)
     for name in ("max_record", "max_append"):
         meta[name] = getattr(spec, name) or getattr(default, name)
+    meta["crc"] = crc_of_meta(meta.items())
     db.executemany("INSERT INTO meta VALUES (?, ?)", meta.items())
     db.execute(f"PRAGMA application_id = {APPLICATION_ID}")
 
@@ -105,6 +118,8 @@ def read_meta(db: sqlite3.Connection, path: str) -> LogMeta | None:
             f"{path} was written under format {form}, rules {found.get('rules')}; this release knows "
             f"format {FORMAT}, rules {RULES}: upgrade refold"
         )
+    if found["crc"] != crc_of_meta(found.items()):
+        raise LogCorrupt(f"{path} is damaged, it says of itself what was not written: restore it from its backup")
     return LogMeta(
         log_id=found["log_id"], partitions=found["partitions"], max_record=found["max_record"],
         max_append=found["max_append"], rules=found["rules"], created=found["created"],

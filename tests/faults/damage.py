@@ -1,0 +1,97 @@
+"""Files that are damaged: cut off, overwritten, empty, foreign, or with a write-ahead log of another log beside them.
+
+What refold then promises. Every record that is read is what was appended, at its place (a CRC-32 with key and position
+is stored beside it, and positions have no gaps), or reading raises LogCorrupt; so for the entries of a checkpoint and
+for what the log says of itself. SQLite drops, without a word, the end of a write-ahead log from the first frame on
+that fails its checksum: the newest records may be missing then, none in the middle, and the log is as it was at an
+earlier moment. Checkpoints lie in the same file, so workers cannot tell; a projection that is kept elsewhere and has
+folded more says so (LogTruncated). Not covered: leases, times and the hashes by which duplicates are refused (the fold
+judges duplicates again), and an entry of the index by key that is gone (`doctor` compares the index with the table).
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from pathlib import Path
+
+Damage = Callable[[Path, random.Random], str]
+"""Damages the log at a path, and says how."""
+
+
+def _somewhere(path: Path, dice: random.Random) -> Path:
+    """Choose the file, or its write-ahead log where that holds something."""
+    wal = Path(f"{path}-wal")
+    return wal if wal.exists() and wal.stat().st_size and dice.random() < 0.5 else path
+
+
+def cut_off(path: Path, dice: random.Random) -> str:
+    """The end of a file is gone."""
+    file = _somewhere(path, dice)
+    size = dice.randrange(file.stat().st_size)
+    data = file.read_bytes()
+    file.write_bytes(data[:size])
+    return f"{file.name} cut off at {size} of {len(data)}"
+
+
+def bytes_changed(path: Path, dice: random.Random) -> str:
+    """A few bytes are others."""
+    file = _somewhere(path, dice)
+    data = bytearray(file.read_bytes())
+    at = dice.randrange(len(data))
+    some = dice.randbytes(dice.choice((1, 1, 8, 100)))
+    data[at : at + len(some)] = some
+    file.write_bytes(data)
+    return f"{len(some)} bytes of {file.name} changed at {at}"
+
+
+def bit_flipped(path: Path, dice: random.Random) -> str:
+    """One bit of the file is another."""
+    file = _somewhere(path, dice)
+    data = bytearray(file.read_bytes())
+    at = dice.randrange(len(data))
+    data[at] ^= 1 << dice.randrange(8)
+    file.write_bytes(data)
+    return f"a bit of {file.name} flipped at {at}"
+
+
+def page_overwritten(path: Path, dice: random.Random) -> str:
+    """A page holds rubbish, nothing, or what is on another page."""
+    file = _somewhere(path, dice)
+    data = bytearray(file.read_bytes())
+    page, other = (dice.randrange(max(1, len(data) // 4096)) * 4096 for _ in range(2))
+    pages = {"rubbish": dice.randbytes(4096), "zeros": bytes(4096), "another": data[other : other + 4096]}
+    kind, new = dice.choice(list(pages.items()))
+    data[page : page + len(new)] = new
+    file.write_bytes(data)
+    return f"page at {page} of {file.name}: {kind}"
+
+
+def emptied(path: Path, dice: random.Random) -> str:
+    """A file is there, and empty."""
+    file = _somewhere(path, dice)
+    file.write_bytes(b"")
+    return f"{file.name} is empty"
+
+
+def foreign(path: Path, dice: random.Random) -> str:
+    """The file is something else."""
+    magic = b"SQLite format 3\0"
+    data = dice.choice((b"# Notes\n" * 1000, dice.randbytes(9000), magic + dice.randbytes(9000), b"\0" * 8192))
+    path.write_bytes(data)
+    return f"{path.name} begins with {data[:20]!r}"
+
+
+def wal_of_another(path: Path, dice: random.Random) -> str:
+    """The write-ahead log beside the file is another log's."""
+    data = dice.randbytes(32) + dice.randbytes(dice.randrange(40_000))
+    found = sorted(path.parent.glob("*.other-wal"))
+    if found:
+        data = found[0].read_bytes()
+    Path(f"{path}-wal").write_bytes(data)
+    return "a foreign write-ahead log" if not found else "the write-ahead log of another log"
+
+
+DAMAGES: tuple[Damage, ...] = (
+    cut_off, bytes_changed, bit_flipped, page_overwritten, emptied, foreign, wal_of_another,
+)

@@ -1,0 +1,225 @@
+"""Damaged files: what is read is what was appended, or the log is refused, with what to do about it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import random
+import shutil
+import signal
+import sqlite3
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Callable, Coroutine, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from faults import damage
+from faults.stage import staged
+from faults.writer import PARTITIONS, value_of
+
+from refold.brokers.sqlite import SqliteBroker
+from refold.bus.broker import LogSpec
+from refold.bus.errors import LogCorrupt, LogMissing, RefoldError
+
+Go = Callable[[Coroutine[Any, Any, Any]], Any]
+Where = dict[int, tuple[int, int]]
+TIMES = 3000 if os.environ.get("REFOLD_TESTS") == "thorough" else 150
+REMEDIES = ("restore", "choose another", "remove both")
+LEFT_BEHIND = """
+import asyncio, os, sys
+from pathlib import Path
+from faults import writer
+from refold.brokers.sqlite import SqliteBroker
+async def main():
+    work = writer.Writer(Path(sys.argv[1]), int(sys.argv[2]), "FULL")
+    await work.open_and_close()
+    async with SqliteBroker(str(work.folder / "log.db")) as broker:
+        await broker.ensure_log()
+        for _ in range(40):
+            await work.once(broker)
+        os._exit(0)
+asyncio.run(main())
+"""
+
+
+@pytest.fixture(scope="module")
+def pristine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Two logs whose writer was killed: a file of some pages, and a write-ahead log with the newest records."""
+    folder = tmp_path_factory.mktemp("pristine")
+    for n, name in enumerate(("log", "other")):
+        (folder / name).mkdir()
+        command = [sys.executable, "-c", LEFT_BEHIND, str(folder / name), str(n)]
+        subprocess.run(command, check=True, cwd=Path(__file__).parent)
+    return folder
+
+
+def copy_of(pristine: Path, folder: Path) -> Path:
+    """Return the path of a copy of the log; the write-ahead log of another one lies beside it."""
+    shutil.copytree(pristine / "log", folder, ignore=shutil.ignore_patterns("*-shm"))
+    shutil.copy(pristine / "other" / "log.db-wal", folder / "log.other-wal")
+    return folder / "log.db"
+
+
+async def everything(path: Path) -> Where:
+    """Read all that there is, in every way; return where each record is. All must be what was appended."""
+    out: Where = {}
+    async with SqliteBroker(str(path)) as broker:
+        await broker.ensure_log(LogSpec(partitions=PARTITIONS))
+        for partition in range(PARTITIONS):
+            for s in (await broker.read(partition)).records:
+                number = int(s.value.split()[0])
+                assert (s.value, s.key) == (value_of(number), f"key {number % 7}"), "read what nobody wrote"
+                out[number] = partition, s.position
+            await broker.checkpoint("group", partition)
+        for n in range(7):
+            for s in (await broker.read_workflow(f"key {n}")).records:
+                assert s.value == value_of(int(s.value.split()[0])), "read what nobody wrote"
+        await broker.members()
+        await broker.health()
+        async with broker.subscribe("group", "another") as sub:
+            await sub.fetch(max_wait=0)
+    return out
+
+
+async def judged(path: Path, pristine: Where) -> str:
+    """Say what became of a damaged log."""
+    try:
+        found = await everything(path)
+    except (LogCorrupt, LogMissing) as error:
+        return "refused" if any(word in str(error) for word in REMEDIES) else f"refused without a remedy: {error}"
+    if not found:
+        return "empty"
+    assert all(pristine[n] == where for n, where in found.items()), "a record is in another place"
+    return "whole" if found == pristine else "earlier" if sorted(found) == list(range(1, len(found) + 1)) else "holes"
+
+
+def test_what_is_read_from_a_damaged_log_is_what_was_appended_or_the_log_is_refused(
+    pristine: Path, tmp_path: Path
+) -> None:
+    whole = asyncio.run(everything(copy_of(pristine, tmp_path / "whole")))
+    came: Counter[str] = Counter()
+    for seed in range(TIMES):
+        dice = random.Random(seed)
+        path = copy_of(pristine, tmp_path / "damaged")
+        how = dice.choice(damage.DAMAGES)(path, dice)
+        try:
+            what = asyncio.run(judged(path, whole))
+        except RefoldError as error:
+            pytest.fail(f"seed {seed}, {how}: {type(error).__name__} instead of LogCorrupt: {error}")
+        except Exception as error:
+            pytest.fail(f"seed {seed}, {how}: {type(error).__name__}: {error}")
+        assert what in ("whole", "refused", "earlier"), f"seed {seed}, {how}: {what}"
+        came[what] += 1
+        shutil.rmtree(path.parent)
+    assert came.keys() == {"whole", "refused", "earlier"}, f"damage that shows nothing: {came}"
+
+
+def test_a_record_of_which_one_bit_has_changed_is_refused_with_its_place(
+    pristine: Path, tmp_path: Path, go: Go
+) -> None:
+    path = copy_of(pristine, tmp_path / "log")
+    with contextlib.closing(sqlite3.connect(path)) as db:
+        db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    data = bytearray(path.read_bytes())
+    number = next(n for n in range(1, 90) if value_of(n) in data)
+    data[data.index(value_of(number)) + 20] ^= 1
+    path.write_bytes(data)
+    with contextlib.closing(sqlite3.connect(path)) as db:
+        assert db.execute("PRAGMA integrity_check").fetchone() == ("ok",), "SQLite itself sees nothing"
+
+    async def read() -> None:
+        async with SqliteBroker(str(path)) as broker:
+            await broker.ensure_log()
+            answers = await asyncio.gather(
+                *(broker.read(partition) for partition in range(PARTITIONS)), return_exceptions=True
+            )
+            (error,) = (a for a in answers if isinstance(a, LogCorrupt))
+            assert "is not what was appended" in str(error)
+            assert "restore it from its backup" in str(error)
+            with pytest.raises(LogCorrupt, match="is not what was appended"):
+                await broker.read_workflow(f"key {number % 7}")
+            assert not (await broker.health()).ok, "doctor sees it too"
+
+    go(read())
+
+
+def test_a_record_that_is_gone_from_the_middle_is_missed(pristine: Path, tmp_path: Path, go: Go) -> None:
+    path = copy_of(pristine, tmp_path / "log")
+    with contextlib.closing(sqlite3.connect(path)) as db, db:
+        db.execute("DELETE FROM records WHERE at = (SELECT min(at) + 2 FROM records)")
+
+    async def read() -> None:
+        async with SqliteBroker(str(path)) as broker:
+            await broker.ensure_log()
+            with pytest.raises(LogCorrupt, match="partition 0 lacks the record at 3"):
+                await broker.read(0)
+
+    go(read())
+
+
+@pytest.mark.parametrize(
+    "wrong", ["UPDATE meta SET value = 5 WHERE name = 'partitions'", "DELETE FROM meta WHERE name = 'crc'"]
+)
+def test_a_log_that_says_of_itself_what_was_not_written_is_refused(
+    pristine: Path, tmp_path: Path, go: Go, wrong: str
+) -> None:
+    path = copy_of(pristine, tmp_path / "log")
+    with contextlib.closing(sqlite3.connect(path)) as db, db:
+        db.execute(wrong)
+    with pytest.raises(LogCorrupt, match="damaged"):
+        go(SqliteBroker(str(path)).ensure_log())
+
+
+def test_an_entry_of_a_checkpoint_that_was_changed_is_refused(pristine: Path, tmp_path: Path, go: Go) -> None:
+    path = copy_of(pristine, tmp_path / "log")
+    with contextlib.closing(sqlite3.connect(path)) as db, db:
+        assert db.execute("UPDATE entries SET v = x'00' WHERE k = CAST('padding' AS BLOB)").rowcount
+
+    async def load() -> None:
+        async with SqliteBroker(str(path)) as broker:
+            await broker.ensure_log()
+            for partition in range(PARTITIONS):
+                await broker.checkpoint("group", partition)
+
+    with pytest.raises(LogCorrupt, match="checkpoint"):
+        go(load())
+
+
+@pytest.mark.parametrize("gone", [True, False])
+def test_the_write_ahead_log_of_a_file_that_is_gone_or_empty_is_not_thrown_away(
+    pristine: Path, tmp_path: Path, go: Go, gone: bool
+) -> None:
+    path = copy_of(pristine, tmp_path / "log")
+    path.unlink() if gone else path.write_bytes(b"")
+    wal = Path(f"{path}-wal").read_bytes()
+    with pytest.raises(LogCorrupt, match="restore both"):
+        go(SqliteBroker(str(path)).ensure_log())
+    assert Path(f"{path}-wal").read_bytes() == wal
+
+
+def test_a_worker_whose_file_is_damaged_under_it_stops_and_says_so_and_is_refused_when_it_starts_again(
+    tmp_path: Path,
+) -> None:
+    async def run() -> None:
+        async with staged(tmp_path, 1) as stage:
+            worker = stage.worker()
+            client = stage.client("ann", 0, 8)
+            await stage.until(lambda: stage.calls() > 3, 15, "work has begun")
+            for name in ("log.db", "log.db-wal"):
+                with (tmp_path / name).open("r+b") as file:  # in place: who has it open meets it
+                    size = file.seek(0, os.SEEK_END)
+                    file.seek(4096 if name == "log.db" else 0)
+                    file.write(random.Random(1).randbytes(max(0, size - file.tell())))
+            await stage.until(lambda: not worker.alive, 15, "the worker ends by itself")
+            assert worker.child.returncode not in (0, -signal.SIGKILL)
+            assert "restore it from its backup" in stage.last_words(worker)
+            client.kill()
+            again = stage.worker()
+            await stage.until(lambda: not again.alive, 15, "the next one ends by itself")
+            assert "restore it from its backup" in stage.last_words(again)
+
+    asyncio.run(run())
