@@ -30,9 +30,9 @@ def as_failure(error: BaseException, what: str) -> BaseException:
 
 
 def text_of(error: BaseException) -> str:
-    """Return an error's text, whatever its `__str__` does."""
+    """Return an error's text, whatever its `__str__` does, such that a record and a log line can carry it."""
     try:
-        return str(error)
+        return str(error).encode(errors="backslashreplace").decode()
     except Exception as inner:  # noqa: BLE001 - it is the user's code too
         return f"(its text cannot be had: {type(inner).__name__})"
 
@@ -42,7 +42,6 @@ def describe_error(error: BaseException) -> str:
     text = text_of(error)
     if isinstance(error, BaseExceptionGroup) and len(error.exceptions) <= 8:
         text += ": " + "; ".join(describe_error(e) for e in error.exceptions)
-    text = text.encode(errors="backslashreplace").decode()
     return f"{type(error).__name__}: {text}"[:MAX_TEXT] if text else type(error).__name__
 
 
