@@ -23,12 +23,10 @@ from faults.writer import PARTITIONS, value_of
 
 from refold.brokers.sqlite import SqliteBroker
 from refold.bus.broker import LogSpec
-from refold.bus.errors import LogCorrupt, LogMissing, RefoldError
+from refold.bus.errors import LogCorrupt, RefoldError
 
 Go = Callable[[Coroutine[Any, Any, Any]], Any]
-Where = dict[int, tuple[int, int]]
 TIMES = 3000 if os.environ.get("REFOLD_TESTS") == "thorough" else 150
-REMEDIES = ("restore", "choose another", "remove both")
 LEFT_BEHIND = """
 import asyncio, os, sys
 from pathlib import Path
@@ -64,50 +62,18 @@ def copy_of(pristine: Path, folder: Path) -> Path:
     return folder / "log.db"
 
 
-async def everything(path: Path) -> Where:
-    """Read all that there is, in every way; return where each record is. All must be what was appended."""
-    out: Where = {}
-    async with SqliteBroker(str(path)) as broker:
-        await broker.ensure_log(LogSpec(partitions=PARTITIONS))
-        for partition in range(PARTITIONS):
-            for s in (await broker.read(partition)).records:
-                number = int(s.value.split()[0])
-                assert (s.value, s.key) == (value_of(number), f"key {number % 7}"), "read what nobody wrote"
-                out[number] = partition, s.position
-            await broker.checkpoint("group", partition)
-        for n in range(7):
-            for s in (await broker.read_workflow(f"key {n}")).records:
-                assert s.value == value_of(int(s.value.split()[0])), "read what nobody wrote"
-        await broker.members()
-        await broker.health()
-        async with broker.subscribe("group", "another") as sub:
-            await sub.fetch(max_wait=0)
-    return out
-
-
-async def judged(path: Path, pristine: Where) -> str:
-    """Say what became of a damaged log."""
-    try:
-        found = await everything(path)
-    except (LogCorrupt, LogMissing) as error:
-        return "refused" if any(word in str(error) for word in REMEDIES) else f"refused without a remedy: {error}"
-    if not found:
-        return "empty"
-    assert all(pristine[n] == where for n, where in found.items()), "a record is in another place"
-    return "whole" if found == pristine else "earlier" if sorted(found) == list(range(1, len(found) + 1)) else "holes"
-
-
 def test_what_is_read_from_a_damaged_log_is_what_was_appended_or_the_log_is_refused(
     pristine: Path, tmp_path: Path
 ) -> None:
-    whole = asyncio.run(everything(copy_of(pristine, tmp_path / "whole")))
+    spec = LogSpec(partitions=PARTITIONS)
+    whole = asyncio.run(damage.everything(copy_of(pristine, tmp_path / "whole")))
     came: Counter[str] = Counter()
     for seed in range(TIMES):
         dice = random.Random(seed)
         path = copy_of(pristine, tmp_path / "damaged")
         how = dice.choice(damage.DAMAGES)(path, dice)
         try:
-            what = asyncio.run(judged(path, whole))
+            what = asyncio.run(damage.judged(path, whole, spec))
         except RefoldError as error:
             pytest.fail(f"seed {seed}, {how}: {type(error).__name__} instead of LogCorrupt: {error}")
         except Exception as error:

@@ -12,9 +12,18 @@ judges duplicates again), and an entry of the index by key that is gone (`doctor
 from __future__ import annotations
 
 import random
+import shutil
+import time
 from collections.abc import Callable
 from pathlib import Path
 
+from refold.brokers.sqlite import SqliteBroker
+from refold.bus.broker import ANY_LOG, LogSpec
+from refold.bus.errors import LogCorrupt, LogMissing
+
+REMEDIES = ("restore", "choose another", "remove both")
+Records = dict[tuple[int, int], tuple[str | None, bytes]]
+"""(partition, position) -> (key, bytes)."""
 Damage = Callable[[Path, random.Random], str]
 """Damages the log at a path, and says how."""
 
@@ -95,3 +104,77 @@ def wal_of_another(path: Path, dice: random.Random) -> str:
 DAMAGES: tuple[Damage, ...] = (
     cut_off, bytes_changed, bit_flipped, page_overwritten, emptied, foreign, wal_of_another,
 )
+
+
+async def everything(path: Path, spec: LogSpec = ANY_LOG) -> Records:
+    """Read all that a log holds, in every way. Raises what the broker raises."""
+    out: Records = {}
+    async with SqliteBroker(str(path)) as broker:
+        meta = await broker.ensure_log(spec)
+        for partition in range(meta.partitions):
+            start: int | None = 0
+            while start is not None:
+                page = await broker.read(partition, start)
+                out.update(((partition, s.position), (s.key, s.value)) for s in page.records)
+                start = page.next
+            for group in await broker.checkpoint_groups(partition):
+                await broker.checkpoint(group, partition)
+        for key in {key for key, _ in out.values() if key is not None}:
+            for s in (await broker.read_workflow(key)).records:
+                assert (s.key, s.value) in out.values(), f"{key} by key and by position differ"
+        await broker.members()
+        await broker.health()
+        async with broker.subscribe("readers", "another") as sub:
+            await sub.fetch(max_wait=0)
+    return out
+
+
+def has_remedy(text: str) -> bool:
+    """The text says what to do."""
+    return any(word in text for word in REMEDIES)
+
+
+async def judged(path: Path, before: Records, spec: LogSpec = ANY_LOG) -> str:
+    """Say what became of a damaged log: "whole", "earlier" (only the newest records are gone), "refused", or what
+    must not be."""
+    try:
+        found = await everything(path, spec)
+    except (LogCorrupt, LogMissing) as error:
+        return "refused" if has_remedy(str(error)) else f"refused without a remedy: {error}"
+    if not found:
+        return "empty"
+    wrong = [where for where, record in found.items() if before.get(where) != record]
+    if wrong:
+        return f"wrong: what is at {wrong[0]} was not appended there"
+    return "whole" if found == before else "earlier"
+
+
+class Backup:
+    """The files of a log at rest, and what they held."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.path = folder / "log.db"
+        self._files = {p.name: p.read_bytes() for p in folder.glob("log.db*") if not p.name.endswith("-shm")}
+        self._before: Records = {}
+
+    async def judged(self) -> str:
+        """Say what became of the log, from a copy: the files stay as they are."""
+        if not self._before:
+            self._before = await everything(self._copy(self._files))
+        now = {name: (self.folder / name).read_bytes() for name in self._files if (self.folder / name).exists()}
+        return await judged(self._copy(now), self._before)
+
+    def _copy(self, files: dict[str, bytes]) -> Path:
+        place = self.folder / f"copy-{time.monotonic_ns()}"
+        place.mkdir()
+        for name, data in files.items():
+            (place / name).write_bytes(data)
+        return place / "log.db"
+
+    def restore(self) -> None:
+        """Put the files back."""
+        for path in [*self.folder.glob("log.db*"), *self.folder.glob("copy-*")]:
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+        for name, data in self._files.items():
+            (self.folder / name).write_bytes(data)

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import signal
+import time
+from pathlib import Path
 
 from . import ledger
-from .stage import Process, Scenario, Stage
+from .damage import DAMAGES, Backup, has_remedy
+from .power_loss import PowerLoss
+from .stage import NoProgress, Process, Scenario, Stage
 
 POISONS = ("raise", "hang", "block", "memory", "kill")
 
@@ -136,5 +140,55 @@ async def poisoned(stage: Stage, innocents: int = 1000) -> None:
     await stage.drain()
 
 
-ALL = (worker_killed, client_killed, checkpointer_killed, worker_stopped, two_race, disk_full, poisoned)
+async def power_cut(stage: Stage) -> None:
+    """All lose their power at once, again and again, and the disk holds any part of what was not synced."""
+    power = PowerLoss(stage.folder)
+    stage.environment = power.environment
+    for cut in range(5):
+        for _ in range(2):
+            stage.worker(moves=40_000)
+        client = stage.client("ann", 0, 24, notes=4)
+        calls = stage.calls()
+        await stage.until(lambda calls=calls, client=client: stage.calls() > calls or not client.alive, 15, "work")
+        if cut == 4:
+            break
+        await stage.pause(0.0, 0.3)
+        stage.end()
+        stage.seen += power.cut(stage.random.randrange(2**32)) > 0
+    await stage.over(client)
+    await stage.drain()
+
+
+async def file_damaged(stage: Stage) -> None:
+    """A file is damaged while nothing runs: refused with a remedy, or what is read is what was appended. Then the files
+    come back from their backup."""
+    for _ in range(2):
+        stage.worker(moves=100_000)
+    await stage.over(stage.client("ann", 0, 12, spread=0.2))
+    stage.end()
+    backup = Backup(stage.folder)
+    for _ in range(6):
+        how = stage.random.choice(DAMAGES)(backup.path, stage.random)
+        what = await backup.judged()
+        stage.seen += what == "refused"
+        worker, wal, began = stage.worker(agents="taster"), stage.folder / "log.db-wal", time.time_ns()
+
+        def at_work(worker: Process = worker, wal: Path = wal, began: int = began) -> bool:
+            return not worker.alive or (wal.exists() and wal.stat().st_size > 0 and wal.stat().st_mtime_ns > began)
+
+        await stage.until(at_work, 10, f"{how}, {what}: a worker is refused, or at work")
+        await stage.drain()
+        crashed = worker.child.returncode and not has_remedy(stage.last_words(worker))
+        if crashed or what not in ("whole", "earlier", "refused"):
+            raise NoProgress(f"{how}: {what}; worker: {worker.child.returncode} {stage.last_words(worker)}")
+        backup.restore()
+    stage.worker()
+    await stage.over(stage.client("bob", 12, 24, spread=0.2))
+    await stage.drain()
+
+
+ALL = (
+    worker_killed, client_killed, checkpointer_killed, worker_stopped, two_race, disk_full, poisoned, power_cut,
+    file_damaged,
+)  # fmt: skip
 SCENARIOS: dict[str, Scenario] = {f.__name__: f for f in ALL}

@@ -110,6 +110,8 @@ def main() -> int:
     if (within := float(settings.pop("die_in_checkpoint", 0))) > 0:
         tidy.PASSIVE = tidy.TRUNCATE = 40_000
         die_in_checkpoints(Path(folder), within)
+    if (moves := int(settings.pop("moves", 0))) > 0:
+        tidy.PASSIVE, tidy.TRUNCATE, tidy.AGAIN = moves, 3 * moves, 0.0
     worker_module.CHECKPOINT_SECONDS = float(settings.pop("checkpoint", 0.2))
     if settings.pop("limit_memory", ""):
         used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
