@@ -57,7 +57,7 @@ class Crew:
 
     def _go(self, place: Place, key: RunKey, round: int) -> None:
         worker = self.worker
-        w = place.fold.find(key[0])
+        w = place.find(key[0])
         h = w.view.handling(key[1], key[2]) if w is not None else None
         gone = w is None or h is None or h.closed or h.round != round or place.run_of(key[0], h) is not None
         if gone or place.ended or worker.draining:

@@ -74,7 +74,7 @@ class RunHost:
 
     def workflow(self) -> Workflow:
         """Return the workflow as it is folded now."""
-        w = self.place.fold.find(self.key[0]) or self.place.fold.recent.get(self.key[0])
+        w = self.place.find(self.key[0]) or self.place.fold.recent.get(self.key[0])
         if w is None:
             raise asyncio.CancelledError("the workflow is complete")
         return w

@@ -42,8 +42,10 @@ async def fold_batch(worker: Worker, place: Place, records: list[Stored]) -> Non
             touched[folded.workflow.correlation] = folded.workflow
     for w in touched.values():
         settle(worker, place, w)
-    if not place.active and place.fold.position >= place.owner_position >= 0:
-        activate(worker, place)
+    if not place.active:
+        place.cool(worker.agents, worker.live_share)
+        if place.fold.position >= place.owner_position >= 0:
+            activate(worker, place)
 
 
 def fold_one(worker: Worker, place: Place, stored: Stored, r: Envelope) -> Folded:
@@ -120,11 +122,13 @@ def end_all(worker: Worker, place: Place, correlation: str, why: str) -> None:
 
 def settle(worker: Worker, place: Place, w: Workflow) -> None:
     """After a batch: start what is open, deliver what is owed, note what is due, forget what is complete."""
-    if not place.active or place.ended:
+    if place.ended:
         return
     w = place.fold.live.get(w.correlation, w)
     if place.fold.settle(w):
         place.forget(w.correlation)
+        return
+    if not place.active:
         return
     consider(worker, place, w)
     if w.duties():
@@ -142,9 +146,9 @@ def activate(worker: Worker, place: Place) -> None:
     known = fold.groups.get(worker.group)
     died = place.after_death or (known is not None and known.after_death)
     for correlation in [*fold.live, *fold.entries]:
-        if correlation in fold.entries and place.is_frozen_idle(correlation):
+        if correlation in fold.entries and place.put_off(correlation):
             continue
-        w = fold.find(correlation)
+        w = place.find(correlation)
         if w is None:
             continue
         if died:
@@ -156,6 +160,7 @@ def activate(worker: Worker, place: Place) -> None:
     if died:
         worker.cohorts.death()
         start_cohort(worker)
+    worker.catch_up_later(place)
     worker.on_active(place)
 
 
@@ -179,7 +184,7 @@ def start_cohort(worker: Worker) -> None:
     trials = cohorts.next(scheduler.used > 0)
     scheduler.hold() if cohorts.needs_quiet else scheduler.unhold()
     for place, key in trials:
-        w = place.fold.find(key[0])
+        w = place.find(key[0])
         h = w.view.handling(key[1], key[2]) if w is not None else None
         if w is not None and h is not None and not h.closed:
             consider(worker, place, w)

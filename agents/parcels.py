@@ -31,7 +31,7 @@ async def deliver(worker: Worker, place: Place, correlations: Iterable[str]) -> 
     sent: list[tuple[str, str, int, bool]] = []
     try:
         for correlation in correlations:
-            w = place.fold.find(correlation)
+            w = place.find(correlation)
             if w is None:
                 continue
             own = []

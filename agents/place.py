@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import heapq
+from collections import deque
 from collections.abc import Container, Iterator
-from itertools import count
+from itertools import count, islice
 
 from ..bus.broker import Fence
-from ..projections.frozen import peek
+from ..projections.frozen import Frozen, peek
 from ..projections.partition import PartitionFold
 from ..projections.status import next_due
 from ..projections.view import Handling
@@ -45,7 +46,8 @@ class Place:
         self.saved_position = fold.position
         self.checkpoint_failed = False
         self.saving = asyncio.Lock()
-        self.trust_idle = True
+        self._doubted: set[str] = set()
+        self.backlog: deque[str] = deque()
         self._numbers = count(1)
         self._due: list[tuple[float, str]] = []
         self._dues: dict[str, float] = {}
@@ -70,7 +72,10 @@ class Place:
 
     def distrust_idle(self) -> None:
         """The checkpoint is another group's: what only waited there may have to run here."""
-        self.trust_idle = False
+        self._doubted = set(self.fold.entries)
+
+    def _is_idle(self, correlation: str, head: Frozen) -> bool:
+        return head.idle and correlation not in self._doubted
 
     # ---- workflows -------------------------------------------------------------------------------------------------
     def touch(self, correlation: str) -> None:
@@ -78,16 +83,39 @@ class Place:
         entry = self.fold.entries.get(correlation) if self.fold.entries else None
         if entry is None:
             return
-        idle = self.trust_idle and peek(entry).idle
+        idle = self._is_idle(correlation, peek(entry))
+        self._doubted.discard(correlation)
         w = self.fold.find(correlation)
         if idle and w is not None:
             known = self.idle.setdefault(correlation, set())
             known.update((correlation, h.agent, h.message) for h in w.open_handlings())
 
-    def is_frozen_idle(self, correlation: str) -> bool:
-        """The workflow is kept as bytes, and says that it only waits."""
+    def find(self, correlation: str) -> Workflow | None:
+        """Return the workflow if it is not complete; one that is thawed for it is as idle as it was."""
+        w = self.fold.live.get(correlation)
+        if w is None and self.fold.entries:
+            self.touch(correlation)
+            w = self.fold.live.get(correlation)
+        return w
+
+    def put_off(self, correlation: str) -> bool:
+        """The workflow is kept as bytes, and need not run now: not at all (idle), or when there is time (backlog)."""
         entry = self.fold.entries.get(correlation)
-        return entry is not None and self.trust_idle and peek(entry).idle
+        head = peek(entry) if entry is not None else None
+        if head is not None and self._is_idle(correlation, head):
+            return True
+        if head is not None and head.waits:
+            self.backlog.append(correlation)
+            return True
+        return False
+
+    def cool(self, hosted: Container[str], keep: int) -> None:
+        """While a long log is folded: keep those that were touched last as objects, the others as bytes."""
+        live = self.fold.live
+        if len(live) > 2 * keep:
+            for w in list(islice(live.values(), len(live) - keep)):
+                self.schedule(w, hosted)
+                self.fold.park(w, idle=False)
 
     def wakes(self, key: RunKey) -> None:
         """Something happened to a handling that only waited."""

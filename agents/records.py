@@ -10,7 +10,7 @@ from ..bus.broker import Broker, Stored
 from ..bus.errors import LogTruncated
 from ..projections.view import Ref
 
-CACHE_BYTES = 32 * 1024 * 1024
+CACHE_BYTES = 16 * 1024 * 1024
 
 
 class Records:

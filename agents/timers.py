@@ -20,7 +20,7 @@ async def fire(worker: Worker, place: Place) -> None:
     now = place.now(worker.clock.now())
     for correlation in place.take_due(now):
         place.touch(correlation)
-        w = place.fold.find(correlation)
+        w = place.find(correlation)
         if w is None:
             place.forget(correlation)
             continue

@@ -39,7 +39,9 @@ log = logging.getLogger("refold.worker")
 
 CHECKPOINT_SECONDS = 5.0
 CHECKPOINT_RECORDS = 10_000
-LIVE_WORKFLOWS = 4_000
+BACKLOG_PAUSE = 0.01
+"""Seconds between two looks at whether there is room for what may run later."""
+LIVE_WORKFLOWS = 2_000
 """Open workflows kept as objects; beyond it those that only wait are kept as bytes."""
 EXIT_STALLED = 70
 
@@ -103,6 +105,7 @@ class Worker:
         self._parcel_bell = asyncio.Event()
         self._timer_bell = asyncio.Event()
         self._checkpoint_bell = asyncio.Event()
+        self._backlog_bell = asyncio.Event()
         self._later: dict[tuple[Place, str], None] = {}
         self._later_called = False
         self._warm: OrderedDict[tuple[Place, str], None] = OrderedDict()
@@ -123,7 +126,7 @@ class Worker:
                 ) as self.sub,
                 asyncio.TaskGroup() as self._tasks,
             ):
-                loops = (self._heart, self._timers, self._checkpoints, self._parcels)
+                loops = (self._heart, self._timers, self._checkpoints, self._parcels, self._backlog)
                 tasks = [self._tasks.create_task(loop()) for loop in loops]
                 stopper = self._tasks.create_task(self._stop_well())
                 try:
@@ -331,10 +334,13 @@ class Worker:
         todo, self._later = self._later, {}
         for place, correlation in todo:
             if not place.ended and place.active:
-                place.touch(correlation)
-                w = place.fold.find(correlation)
-                if w is not None:
-                    settle(self, place, w)
+                self._look_at(place, correlation)
+
+    def _look_at(self, place: Place, correlation: str) -> None:
+        place.touch(correlation)
+        w = place.find(correlation)
+        if w is not None:
+            settle(self, place, w)
 
     def consider_after(self, seconds: float, place: Place, correlation: str) -> None:
         """Look at the workflow again after that time."""
@@ -382,8 +388,38 @@ class Worker:
             if correlation not in other.runs and other.may_freeze(cold, set(self.agents)):
                 other.fold.park(cold)
                 other.idle.pop(correlation, None)
+            elif correlation not in other.runs and self._queued(other, cold):
+                other.fold.park(cold, idle=False)
             else:
                 warm[other, correlation] = None
+
+    def _queued(self, place: Place, w: Workflow) -> bool:
+        """What has to run of a workflow waits for a slot: it is thawed when it gets one."""
+        if w.correlation in place.idle or w.duties():
+            return False
+        hosted = [h for h in w.open_handlings() if h.agent in self.agents]
+        return all(self.scheduler.is_queued((place, (w.correlation, h.agent, h.message))) for h in hosted)
+
+    @property
+    def live_share(self) -> int:
+        """How many workflows of a partition are kept as objects while it is folded."""
+        return max(LIVE_WORKFLOWS // self.broker.meta.partitions, 16)
+
+    def catch_up_later(self, place: Place) -> None:
+        """The place was taken over: what only waits there, as far as the log tells, runs again when there is time."""
+        if place.backlog:
+            self._backlog_bell.set()
+
+    async def _backlog(self) -> None:
+        """Run again what seems to wait only, a call of it may have been in flight; never more than fill the slots."""
+        while True:
+            await self._backlog_bell.wait()
+            self._backlog_bell.clear()
+            while any(place.backlog for place in self.places.values()):
+                for place in list(self.places.values()):
+                    while place.backlog and self.scheduler.queued < self.scheduler.slots and not self.draining:
+                        self._look_at(place, place.backlog.popleft())
+                await self.clock.sleep(BACKLOG_PAUSE)
 
     def on_active(self, place: Place) -> None:
         """A partition was taken over and is folded."""

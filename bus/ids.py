@@ -63,7 +63,7 @@ def step_seed(agent: str, message: str, step: str) -> int:
     return UUID(_uuid(agent, message, step)).int
 
 
-@lru_cache(maxsize=65536)
+@lru_cache(maxsize=16384)
 def record_key(text: str) -> bytes:
     """Return 16 bytes that stand for an id: BLAKE2b of its text."""
     return blake2b(text.encode(), digest_size=16).digest()

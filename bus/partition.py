@@ -28,7 +28,7 @@ def murmur2(data: bytes) -> int:
     return h ^ (h >> 15)
 
 
-@lru_cache(maxsize=65536)
+@lru_cache(maxsize=16384)
 def partition_of(correlation_id: str, partitions: int) -> int:
     """Return the partition of a workflow in a log of `partitions` partitions: 0 <= result < partitions."""
     return (murmur2(correlation_id.encode()) & 0x7FFFFFFF) % partitions

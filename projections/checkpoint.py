@@ -18,7 +18,7 @@ from .partition import Folded, PartitionFold, Shared
 from .stubs import Stub
 from .workflow import Workflow
 
-CHECKPOINT_FORMAT = 3
+CHECKPOINT_FORMAT = 4
 HEAD = b"head"
 STUBS = b"stubs"
 _stubs = msgspec.msgpack.Decoder(list[Stub])

@@ -54,7 +54,7 @@ class Duty(Struct, frozen=True, gc=False):
     n: int = 0
 
 
-class Ledger(Struct, gc=False):
+class Ledger(Struct, gc=False, omit_defaults=True):
     """Reads every record and is never cut.
 
     `loose` are the `compensate` effects that are owed or unresolved now, `pending` what was sent and is owed now:

@@ -194,10 +194,12 @@ class PartitionFold:
         self.changed.discard(w.correlation)
         return True
 
-    def park(self, w: Workflow) -> None:
-        """Keep a workflow that only waits as bytes."""
+    def park(self, w: Workflow, *, idle: bool = True) -> None:
+        """Keep a workflow as bytes; `idle`: nothing of it has to run until a record or a due time comes."""
         if self.live.pop(w.correlation, None) is not None:
-            self.entries[w.correlation] = freeze(w, idle=True)
+            self.entries[w.correlation] = freeze(w, idle=idle)
+            if idle:
+                self.changed.add(w.correlation)  # a checkpoint may say otherwise
 
     # ---- the partition's own records -------------------------------------------------------------------------------
     def _own(self, r: Envelope, position: int) -> None:

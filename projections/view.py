@@ -29,7 +29,7 @@ Listeners = dict[str, tuple[str, ...]]
 """Agent -> the kinds that it listens to, at one place of a partition."""
 
 
-class View(Struct, gc=False):
+class View(Struct, gc=False, omit_defaults=True):
     """The fold of the path. `apply` takes admitted records only.
 
     `open` and `agenda` (the same, by agent; `calls`: the requests from inside among them) are in the order of the

@@ -23,7 +23,7 @@ class NeedsHistory(Exception):
     """The state came from a checkpoint, and this record can only be judged after the workflow was folded anew."""
 
 
-class Workflow(Struct, gc=False):
+class Workflow(Struct, gc=False, omit_defaults=True):
     """The fold of one workflow. Equal logs give equal states: no clock, no configuration, no user's code enters it.
 
     `generation` counts rollbacks; `version` is the length of the path; `verdicts` hold the first verdict of each id.

@@ -39,7 +39,7 @@ def connect(path: str, *, mode: str = "rw", synchronous: str = "FULL", query_onl
     try:
         db.execute("PRAGMA wal_autocheckpoint=0")
         db.execute(f"PRAGMA synchronous={synchronous}")
-        db.execute("PRAGMA cache_size=-16000")
+        db.execute(f"PRAGMA cache_size={-2000 if query_only else -8000}")  # KiB; the system's cache is behind it
         db.execute("SELECT 1 FROM sqlite_master LIMIT 1").fetchall()
         db.execute("PRAGMA query_only=ON" if query_only else "PRAGMA busy_timeout=0")
     except BaseException:

@@ -52,7 +52,7 @@ def place(partition: int, position: int) -> int:
     return partition << SHIFT | min(max(position, 0), MASK)
 
 
-@lru_cache(maxsize=65536)
+@lru_cache(maxsize=16384)
 def key_hash(partition: int, key: str | None) -> int:
     """Return what a workflow's records are found by; a partition's own have its number.
 

@@ -15,7 +15,7 @@ from refold.bus.broker import Stored
 from refold.bus.errors import UndecodableRecord
 from refold.bus.message import Envelope
 from refold.bus.partition import partition_of
-from refold.projections.frozen import freeze, thaw
+from refold.projections.frozen import freeze, state_of, thaw
 from refold.projections.partition import PartitionFold, listen
 from refold.projections.verdict import Verdict
 from refold.projections.view import Handling
@@ -77,7 +77,7 @@ def state(w: Workflow) -> Any:
     """Return all of a fold but its payloads, as plain values."""
     copy = thaw(freeze(w, idle=False))
     copy.duties()  # forgets what can be owed no more
-    return msgspec.msgpack.decode(msgspec.msgpack.decode(freeze(copy, idle=False))[4], strict=False)
+    return msgspec.msgpack.decode(state_of(freeze(copy, idle=False)), strict=False)
 
 
 def differences(held: Any, zero: Any, path: str = "") -> Iterator[str]:
