@@ -243,7 +243,7 @@ class Worker:
             log.error("%s", error)
             return
         except PartitionLost as error:
-            log.info("%s", error)
+            log.debug("%s", error)
         except TryAgain as error:
             log.warning("partition %d could not be taken over (%s): it is given up", event.partition, error)
         finally:

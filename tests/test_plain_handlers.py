@@ -223,7 +223,7 @@ def test_every_line_logged_inside_a_handler_says_which_one_also_from_its_threads
                 if record.name == "some.library":
                     line = json.loads(JsonLines().format(record))
                     lines.append([line.get(k) for k in ("message", "workflow", "agent", "message_id", "attempt")])
-                    assert f"[a w attempt {lines[-1][4]}] " == record.about
+                    assert f"[a w message {lines[-1][3]} attempt {lines[-1][4]}] " == record.about
 
         keep = Keep()
         keep.addFilter(AboutHandling())
