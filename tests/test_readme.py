@@ -31,7 +31,8 @@ def test_what_is_not_played_here_is_shown_in_the_readme_and_is_there():
         plan = subprocess.run([*command.split(), "-n"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
         assert {"make demo": "refold demo", "make test": "-m pytest"}[command] in plan
     assert (ROOT / "pyproject.toml").is_file()
-    assert subprocess.run([Path(sys.executable).parent / "refold", "demo", "--help"], capture_output=True, check=False).returncode == 0
+    refold = Path(sys.executable).parent / "refold"
+    assert subprocess.run([refold, "demo", "--help"], capture_output=True, check=False).returncode == 0
 
 
 def test_the_first_screen_says_what_it_is_shows_it_installs_it_and_greets():
