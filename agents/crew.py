@@ -123,7 +123,7 @@ class Crew:
             return  # it was abandoned, and has ended after all
         self.waiting.pop(run, None)
         if isinstance(run.fault, Divergence):
-            place.diverged.add((key, run.round))
+            place.diverges(key, run.round)
         self._free(run)
         if run.last_id and not wait and (run.finishing or not run.over):
             return

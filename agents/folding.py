@@ -240,7 +240,7 @@ def may_run(w: Workflow, agent: str, limit: int, waits: Callable[[Handling], boo
 
 
 def _start(worker: Worker, place: Place, key: RunKey, h: Handling) -> None:
-    if (place, key) in worker.cohorts.waiting or (key, h.round) in place.diverged:
+    if (place, key) in worker.cohorts.waiting or place.has_diverged(key, h.round):
         return
     if key in place.resting:
         return

@@ -39,8 +39,8 @@ class Place:
         self.runs: dict[str, dict[RunKey, Run]] = {}
         self.idle: dict[str, set[RunKey]] = {}
         self.resting: set[RunKey] = set()
-        self.diverged: set[tuple[RunKey, int]] = set()
-        self._failures: dict[RunKey, int] = {}
+        self._diverged: dict[str, set[tuple[RunKey, int]]] = {}
+        self._failures: dict[str, dict[RunKey, int]] = {}
         self.delivering: set[tuple[str, str, int, bool]] = set()
         self.newest = 0.0
         self.saved_position = fold.position
@@ -142,8 +142,17 @@ class Place:
     # ---- runs ------------------------------------------------------------------------------------------------------
     def backoff(self, key: RunKey) -> float:
         """The log could not be reached for this handling: return the seconds until it may be tried again."""
-        self._failures[key] = n = self._failures.get(key, 0) + 1
+        failures = self._failures.setdefault(key[0], {})
+        failures[key] = n = failures.get(key, 0) + 1
         return float(min(0.1 * 2.0 ** min(n, 10), 30.0))
+
+    def diverges(self, key: RunKey, round: int) -> None:
+        """The handling is parked in this round: it asks for something else than was recorded."""
+        self._diverged.setdefault(key[0], set()).add((key, round))
+
+    def has_diverged(self, key: RunKey, round: int) -> bool:
+        """The handling is parked in this round."""
+        return bool(self._diverged) and (key, round) in self._diverged.get(key[0], ())
 
     def run_of(self, correlation: str, h: Handling) -> Run | None:
         """Return the live run of a handling."""
@@ -175,6 +184,8 @@ class Place:
         self.idle.pop(correlation, None)
         self._dues.pop(correlation, None)
         self._acted.pop(correlation, None)
+        self._failures.pop(correlation, None)
+        self._diverged.pop(correlation, None)
 
     def schedule(self, w: Workflow, hosted: Container[str]) -> float | None:
         """Note when the workflow is due next for one of these agents; return it."""
@@ -196,6 +207,9 @@ class Place:
         if self._dues.get(correlation) != due:
             self._dues[correlation] = due
             heapq.heappush(self._due, (due, correlation))
+            if len(self._due) > 2 * len(self._dues) + 100:  # most of them have become due otherwise, or never will
+                self._due = [(due, correlation) for correlation, due in self._dues.items()]
+                heapq.heapify(self._due)
 
     def next_due(self) -> float | None:
         """Return the earliest due time."""

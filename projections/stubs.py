@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
+import struct
+from array import array
 from collections.abc import Iterable
+from itertools import groupby
+from operator import itemgetter
 
 STUBS = 100_000
 CHUNK = 4096
@@ -11,62 +14,133 @@ CHUNK = 4096
 Stub = tuple[bytes, int, int, int]
 """(hash of the correlation id, first position, last position, number of the stub)."""
 
+ROW = struct.Struct("<16sQQ")
+NOTHING = bytes(ROW.size)
+
 
 class Stubs:
     """The newest `STUBS` completed workflows in log order, stored in chunks of which only those that changed are
-    written again. `forgot`: there were more."""
+    written again. `forgot`: there were more.
+
+    Packed, some 60 bytes each: rows of a chunk lie in one bytearray, and an open hash table with linear probing leads
+    from a key (which is a hash already) to the number of its row. As Python objects they took 400 bytes each.
+    """
 
     def __init__(self) -> None:
-        self._stubs: OrderedDict[bytes, tuple[int, int, int]] = OrderedDict()
-        self._chunks: dict[int, dict[bytes, None]] = {}
+        self._rows: dict[int, bytearray] = {}
+        self._used: dict[int, int] = {}
+        self._slots = array("Q", bytes(8 * 64))
+        self._count = 0
         self._number = 0
+        self._oldest = 0
         self._changed: set[int] = set()
         self.forgot = False
 
     def __len__(self) -> int:
-        return len(self._stubs)
+        return self._count
 
     def __contains__(self, key: bytes) -> bool:
-        return key in self._stubs
+        return self._slots[self._slot(key)] != 0
 
     def add(self, key: bytes, first: int, last: int) -> None:
         """A workflow is complete."""
         self.discard(key)
-        self._put(key, (first, last, self._number))
+        self._put(key, first, last, self._number)
         self._changed.add(self._number // CHUNK)
         self._number += 1
-        if len(self._stubs) > STUBS:
-            self.discard(next(iter(self._stubs)))
-            self.forgot = True
-
-    def _put(self, key: bytes, stub: tuple[int, int, int]) -> None:
-        self._stubs[key] = stub
-        self._chunks.setdefault(stub[2] // CHUNK, {})[key] = None
+        if self._count > STUBS:
+            self._forget_oldest()
 
     def discard(self, key: bytes) -> None:
         """A workflow goes on."""
-        stub = self._stubs.pop(key, None)
-        if stub is None:
+        slot = self._slot(key)
+        number = self._slots[slot] - 1
+        if number < 0:
             return
-        chunk = stub[2] // CHUNK
+        self._close(slot)
+        self._count -= 1
+        chunk, at = divmod(number, CHUNK)
         self._changed.add(chunk)
-        del self._chunks[chunk][key]
-        if not self._chunks[chunk]:
-            del self._chunks[chunk]
+        self._rows[chunk][at * ROW.size : (at + 1) * ROW.size] = NOTHING
+        self._used[chunk] -= 1
+        if not self._used[chunk]:
+            del self._rows[chunk], self._used[chunk]
 
     def take_changed(self, *, everything: bool = False) -> dict[int, list[Stub]]:
         """Return the chunks that changed since the last call (an empty one is to be removed)."""
         changed = set(range(self._number // CHUNK + 1)) if everything else self._changed
         self._changed = set()
-        return {n: [(key, *self._stubs[key]) for key in self._chunks.get(n, ())] for n in changed}
+        return {n: self._stubs_of(n) for n in changed}
 
     def load(self, stubs: Iterable[Stub], number: int, forgot: bool) -> None:
         """Take over what a checkpoint kept."""
-        for key, first, last, n in sorted(stubs, key=lambda s: s[3]):
-            self._put(key, (first, last, n))
-        self._number, self.forgot = number, forgot
+        found = sorted(stubs, key=itemgetter(3))
+        for chunk, some in groupby(found, lambda stub: stub[3] // CHUNK):
+            rows = self._rows[chunk] = bytearray(CHUNK * ROW.size)
+            for self._used[chunk], (key, first, last, n) in enumerate(some, 1):
+                ROW.pack_into(rows, n % CHUNK * ROW.size, key, first, last)
+        self._count, self._number, self.forgot = len(found), number, forgot
+        self._fill(((n, key) for key, _, _, n in found), 64 << (len(found) // 32).bit_length())
 
     @property
     def number(self) -> int:
         """The number of the next stub."""
         return self._number
+
+    # ---- rows --------------------------------------------------------------------------------------------------------
+    def _put(self, key: bytes, first: int, last: int, number: int) -> None:
+        if 2 * self._count >= len(self._slots):
+            known = [(taken - 1, self._key(taken - 1)) for taken in self._slots if taken]
+            self._fill(known, 2 * len(self._slots))
+        chunk, at = divmod(number, CHUNK)
+        rows = self._rows.setdefault(chunk, bytearray())
+        rows.extend(bytes(max(0, at * ROW.size - len(rows))))
+        rows[at * ROW.size : (at + 1) * ROW.size] = ROW.pack(key, first, last)
+        self._used[chunk] = self._used.get(chunk, 0) + 1
+        self._slots[self._slot(key)] = number + 1
+        self._count += 1
+
+    def _stubs_of(self, chunk: int) -> list[Stub]:
+        rows = enumerate(ROW.iter_unpack(self._rows.get(chunk, b"")))
+        return [(key, first, last, chunk * CHUNK + n) for n, (key, first, last) in rows if last]
+
+    def _forget_oldest(self) -> None:
+        self._oldest = max(self._oldest, next(iter(self._rows)) * CHUNK)
+        while (key := self._key(self._oldest)) not in self:  # a row that is free
+            self._oldest += 1
+        self.discard(key)
+        self.forgot = True
+
+    # ---- the table: 0 is a free slot, else the number of a row + 1 ---------------------------------------------------
+    def _key(self, number: int) -> bytes:
+        chunk, at = divmod(number, CHUNK)
+        return bytes(self._rows[chunk][at * ROW.size : at * ROW.size + 16])
+
+    def _slot(self, key: bytes) -> int:
+        """Return the slot that holds the key, or the free one where it belongs."""
+        slots = self._slots
+        mask = len(slots) - 1
+        slot = int.from_bytes(key[:8], "little") & mask
+        while (taken := slots[slot]) and self._key(taken - 1) != key:
+            slot = (slot + 1) & mask
+        return slot
+
+    def _close(self, slot: int) -> None:
+        """Free a slot, and move up what stands behind it only because it was taken."""
+        slots, hole = self._slots, slot
+        mask = len(slots) - 1
+        slots[hole] = 0
+        while taken := slots[slot := (slot + 1) & mask]:
+            home = int.from_bytes(self._key(taken - 1)[:8], "little") & mask
+            if (slot - home) & mask >= (slot - hole) & mask:
+                slots[hole], slots[slot], hole = taken, 0, slot
+
+    def _fill(self, rows: Iterable[tuple[int, bytes]], size: int) -> None:
+        """Make a new table of (number, key), no key twice."""
+        slots, mask = array("Q", bytes(8 * size)), size - 1
+        for number, key in rows:
+            slot = int.from_bytes(key[:8], "little") & mask
+            while slots[slot]:
+                slot = (slot + 1) & mask
+            slots[slot] = number + 1
+        self._slots = slots

@@ -1,0 +1,65 @@
+"""The table of completed workflows, against a plain dict."""
+
+from __future__ import annotations
+
+import random
+import tracemalloc
+from hashlib import blake2b
+
+import pytest
+
+from refold.projections import stubs as module
+from refold.projections.stubs import Stubs
+
+
+def key(n: int, *, crowded: bool = False) -> bytes:
+    """Return a key; crowded ones all belong into a few slots at the end of the table."""
+    digest = blake2b(str(n).encode(), digest_size=16).digest()
+    return b"\xff" * 7 + bytes([0xFC + n % 4]) + digest[:8] if crowded else digest
+
+
+def everything(stubs: Stubs) -> list[tuple[bytes, int, int, int]]:
+    return sorted((s for chunk in stubs.take_changed(everything=True).values() for s in chunk), key=lambda s: s[3])
+
+
+@pytest.mark.parametrize("crowded", [False, True])
+def test_the_packed_stubs_are_a_dict_of_the_newest(monkeypatch: pytest.MonkeyPatch, crowded: bool) -> None:
+    monkeypatch.setattr(module, "STUBS", 100)
+    monkeypatch.setattr(module, "CHUNK", 16)
+    dice, stubs, plain, number = random.Random(1), Stubs(), dict[bytes, tuple[int, int, int]](), 0
+    stored: dict[int, list[tuple[bytes, int, int, int]]] = {}
+    for step in range(4000):
+        k = key(dice.randrange(220), crowded=crowded)
+        if dice.random() < 0.7:
+            stubs.add(k, step + 1, step + 2)
+            plain.pop(k, None)
+            plain[k] = step + 1, step + 2, number
+            number += 1
+            if len(plain) > 100:
+                del plain[next(iter(plain))]
+        else:
+            stubs.discard(k)
+            plain.pop(k, None)
+        assert len(stubs) == len(plain)
+        assert (k in stubs) == (k in plain)
+        if step % 97 == 0:
+            stored |= stubs.take_changed()
+            assert sorted(s for chunk in stored.values() for s in chunk) == sorted((k, *v) for k, v in plain.items())
+            again = Stubs()
+            again.load((s for chunk in stored.values() for s in chunk), stubs.number, stubs.forgot)
+            assert everything(again) == everything(stubs)
+            assert all(k in again for k in plain)
+    assert stubs.forgot
+    assert stubs.number == number
+
+
+def test_a_stub_takes_less_than_a_hundred_bytes() -> None:
+    tracemalloc.start()
+    try:
+        stubs = Stubs()
+        for n in range(20_000):
+            stubs.add(key(n), n + 1, n + 1)
+        assert len(stubs) == 20_000
+        assert tracemalloc.get_traced_memory()[0] < 100 * 20_000
+    finally:
+        tracemalloc.stop()
