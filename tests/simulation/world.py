@@ -10,6 +10,7 @@ from collections.abc import Awaitable, Callable
 from contextvars import copy_context
 from typing import TYPE_CHECKING, Any
 
+from refold.agents.execution import doing
 from refold.agents.worker import Worker
 from refold.brokers.memory import MemoryBroker
 from refold.bus import codec, kinds
@@ -85,6 +86,8 @@ class World:
         self.calls: Counter[str] = Counter()
         self.keys: dict[str, list[str]] = defaultdict(list)
         self.recorded: dict[str, tuple[int, Envelope]] = {}
+        self.positions: dict[str, int] = {}
+        self.cut_at: dict[str, int] = {}
         self.saved: dict[tuple[str, int], list[Checkpoint]] = defaultdict(list)
         self.mended = False
         self.roll_back: Callable[[str | None], Awaitable[None]] | None = None
@@ -161,6 +164,9 @@ class World:
                     continue
                 if r.message_type == kinds.EFFECT_COMPLETED and partition_of(r.correlation_id, self.partitions) == p:
                     self.recorded[r.fact.effect] = (p, r)
+                    self.positions.setdefault(r.fact.effect, stored.position)
+                if r.message_type in kinds.CONTROL:
+                    self.cut_at[r.correlation_id] = stored.position
                 if r.is_request and r.to is not None:
                     self._children[r.correlation_id][r.to] = None
             self._indexed[p] = len(records)
@@ -190,6 +196,7 @@ class World:
         if process.dead:
             raise asyncio.CancelledError
         self._check_not_recorded(process, key)
+        self._check_owned(process)
         self.calls[key] += 1
         if key not in self.keys[token]:
             self.keys[token].append(key)
@@ -202,8 +209,19 @@ class World:
             raise RuntimeError(f"call {n} of {token} fails")
         return f"paid {token}"
 
+    def _check_owned(self, process: Process) -> None:
+        """No call begins when its process cannot be sure any more that the partition is its own."""
+        what = doing.get()
+        if what is None:
+            return
+        partition = partition_of(what.workflow, self.partitions)
+        mine = [s for s in self.subscriptions if s.process is process]
+        if not any(s.renewed + LEASE > self.loop.time() and partition in s.owned() for s in mine):
+            self.violation(f"an effect of {what.workflow} begins, though partition {partition} may be another's")
+
     def _check_not_recorded(self, process: Process, key: str) -> None:
-        """A recorded call is never repeated by who has folded the record (and not folded a rollback since)."""
+        """A recorded call is never repeated by who has folded the record, nor by who became the owner after it (where
+        no rollback, redrive or cancel has come since)."""
         self.index()
         partition, r = self.recorded.get(key, (-1, None))
         worker = self.workers.get(process)
@@ -211,5 +229,7 @@ class World:
         w = place.fold.live.get(r.correlation_id) if r is not None and place is not None else None
         h = w.view.handling(r.sender_id, r.work.message) if w is not None else None
         st = h.steps.get(r.work.step) if h is not None else None
-        if st is not None and st.settled and st.effect == key:
+        above = self.cut_at.get(r.correlation_id, 0) if r is not None else 0
+        below = place is not None and above < self.positions.get(key, 0) < place.owner_position
+        if below or (st is not None and st.settled and st.effect == key):
             self.violation(f"effect {key} of {r.correlation_id} is called, though its record {r.id} is folded")
