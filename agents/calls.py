@@ -6,6 +6,8 @@ import asyncio
 import inspect
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
+from functools import lru_cache
+from types import FunctionType
 from typing import Any, get_type_hints
 
 from ..bus import codec, kinds
@@ -176,10 +178,18 @@ def effect_call(
 
 
 def _return_type(function: Callable[..., Any]) -> Any:
+    plain = getattr(function, "__func__", function)
+    return _annotated(plain) if isinstance(plain, FunctionType) else _annotation(plain)
+
+
+def _annotation(function: Callable[..., Any]) -> Any:
     try:
         return get_type_hints(inspect.unwrap(function)).get("return", Any)
     except (NameError, TypeError, AttributeError):
         return Any
+
+
+_annotated = lru_cache(maxsize=1024)(_annotation)
 
 
 InThread = Callable[[Callable[..., Any], tuple[Any, ...], dict[str, Any], float | None], Awaitable[Any]]
