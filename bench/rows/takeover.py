@@ -15,6 +15,8 @@ from rows.pipeline import agents
 from rows.processes import started
 from rows.waiting import answered, settled
 
+from refold.projections.checkpoint import CHECKPOINT_FORMAT
+
 RECORDS = int(os.environ.get("BENCH_TAKEOVER", "2000000"))
 GROUP = "all"
 
@@ -24,7 +26,7 @@ def checkpointed(size: int) -> Path:
     from refold import MessageBus
 
     source = logs.prepared("old", size)
-    folder = source.with_name(f"{source.name}-checkpoint")
+    folder = source.with_name(f"{source.name}-checkpoint-{CHECKPOINT_FORMAT}")
     if (folder / "first").exists():
         return folder
     shutil.rmtree(folder, ignore_errors=True)
