@@ -132,6 +132,12 @@ def test_product_and_model_agree_at_every_prefix(tape: list[Move]) -> None:
     check_against_model(tape)
 
 
+@pytest.mark.parametrize("block", range(4))
+def test_product_and_model_agree_at_every_prefix_of_long_histories(block: int) -> None:
+    for seed in range(block, 2000 if THOROUGH else 120, 4):
+        check_against_model(random_tape(seed))
+
+
 def possible(kind: str) -> set[Verdict]:
     """The verdicts that the rules leave for a kind."""
     v = Verdict

@@ -309,3 +309,51 @@ def test_messages_are_worked_on_in_log_order_also_when_their_agent_comes_late(pl
     assert [h.message for h in play.w.agenda("ann")] == [first, later[1]]
 
 
+
+
+def test_a_handling_that_owes_an_answer_is_not_done_without_one(play):
+    key, other = play.ask(), play.ask("bob")
+    assert play.write(key, "handled", done=True) == "invalid"
+    assert play.write(key, "note", "1", done=True) == "invalid"
+    assert play.write(key, "task_response", done=True, in_reply_to=other[1]) == "invalid"
+    assert not play.handling_of(key).closed
+    assert play.write(key, "task_response", done=True, in_reply_to=key[1]) == "admitted"
+    assert play.handling_of(key).closed
+
+
+def test_what_cannot_be_taken_back_refuses_a_rollback_that_is_not_forced(play):
+    key = play.ask()
+    effect = ids.effect_key(WORKFLOW, *key, "1", 0)
+    done = facts.EffectCompleted(effect=effect, policy="irreversible")
+    assert play.write(key, "effect_completed", "1", fact=done) == "admitted"
+    now = Expected(generation=0, inputs=1)
+    fact = facts.RolledBack(to_version=1, op_id="one")
+    assert play.operator("rolled_back", fact, expected=now) == "invalid"
+    assert play.operator("rolled_back", msgspec.structs.replace(fact, force=True), expected=now) == "admitted"
+
+
+def test_what_was_completed_last_is_compensated_first_and_called_again_under_another_key(play):
+    key = play.ask()
+    effects = [ids.effect_key(WORKFLOW, *key, step, 0) for step in ("1", "2")]
+    for step, effect in zip(("1", "2"), effects, strict=True):
+        play.write(key, "effect_completed", step, fact=facts.EffectCompleted(effect=effect, policy="compensate"))
+    play.roll_back(1)
+    assert play.w.ledger.owed() == effects[::-1]
+    fact = facts.Compensation(effect=effects[1])
+    assert play.operator("compensation_started", facts.Compensation(effect=effects[0])) == "invalid"
+    assert play.operator("compensation_started", fact) == "ledger"
+    assert play.w.ledger.owed() == effects[::-1]
+    assert play.operator("compensation_completed", fact) == "ledger"
+    assert play.w.ledger.owed() == effects[:1]
+    assert play.w.ledger.issue_number(play.w.view, *key, "2") == 1
+
+
+def test_an_answer_to_a_step_that_stays_stays_after_a_rollback(play):
+    key = play.ask()
+    spawn = play.spawn(key, "1")
+    play.write(key, "state_changed", "2", fact=facts.StateChanged())
+    assert play.child_answers(spawn) == "admitted"
+    play.roll_back(2)
+    assert play.step_of(key, "1").settled
+    play.roll_back(1)
+    assert play.handling_of(key).steps == {}
