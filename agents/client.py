@@ -272,8 +272,11 @@ class Handle(Generic[R]):
 
     async def _value(self, q: Request) -> Any:
         call = RequestCall(kinds.TASK_REQUEST, q.agent, "", False, q.agent, returns=self.returns)
-        (stored,) = await self.bus.broker.read_at(self.follower.partition, [q.answer[0]])
-        return value_of(call, q.answer_kind, stored.value)
+        raw = self.follower.answers.get(q.answer[0])
+        if raw is None:
+            (stored,) = await self.bus.broker.read_at(self.follower.partition, [q.answer[0]])
+            raw = stored.value
+        return value_of(call, q.answer_kind, raw)
 
     async def status(self) -> Report:
         """Return the workflow's state now, with what it waits for and why it is blocked."""

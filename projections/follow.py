@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from typing import NamedTuple
 
-from ..bus.broker import Broker
+from ..bus.broker import Broker, Stored
 from ..bus.codec import envelope
 from ..bus.errors import UndecodableRecord
 from ..bus.message import Envelope
@@ -14,6 +14,10 @@ from .partition import is_own, listen
 from .verdict import Verdict
 from .view import Listeners
 from .workflow import Workflow
+
+
+KEPT = 8
+"""So many of the newest answers are kept as bytes."""
 
 
 class Judged(NamedTuple):
@@ -41,6 +45,7 @@ class Follower:
         self.listeners: Listeners = {}
         self.owners: dict[str, Envelope] = {}
         self.whole = not after
+        self.answers: dict[int, bytes] = {}
         self._after = after
 
     async def catch_up(self) -> None:
@@ -67,5 +72,13 @@ class Follower:
                         self.workflow.view.claim(agent, wanted)
                 elif r.correlation_id == stored.key == self.correlation:
                     verdict = self.workflow.admit(r, stored.position, dict(self.listeners))
+                    if r.in_reply_to is not None:
+                        self._keep(stored)
                     yield Judged(stored.position, stored.time, verdict, r, stored.value)
             after = page.next
+
+    def _keep(self, answer: Stored) -> None:
+        """The newest answers are at hand: who followed for one need not read it again."""
+        self.answers[answer.position] = answer.value
+        if len(self.answers) > KEPT:
+            del self.answers[next(iter(self.answers))]
