@@ -10,6 +10,7 @@ import shutil
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any
+from zlib import crc32
 
 import measure
 import raw as hand
@@ -125,7 +126,9 @@ def prepared(kind: str, size: int) -> Path:
     `completed`: pipelines that are over. `old`: the same behind one workflow that waits. `waiting`: `size` workflows
     that wait, two records each. Beside the log: `first`, the id of its first workflow.
     """
-    folder = CACHE / f"{kind}-{size}-{VERSION}"
+    from refold.brokers.sqlite.schema import TABLES
+
+    folder = CACHE / f"{kind}-{size}-{crc32(repr((VERSION, TABLES)).encode()):08x}"
     if (folder / "first").exists():
         return folder
     shutil.rmtree(folder, ignore_errors=True)

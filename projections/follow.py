@@ -10,11 +10,11 @@ from ..bus.codec import envelope
 from ..bus.errors import UndecodableRecord
 from ..bus.message import Envelope
 from ..bus.partition import partition_of
+from ..bus.values import check_text
 from .partition import is_own, listen
 from .verdict import Verdict
 from .view import Listeners
 from .workflow import Workflow
-
 
 KEPT = 8
 """So many of the newest answers are kept as bytes."""
@@ -38,6 +38,7 @@ class Follower:
     """
 
     def __init__(self, broker: Broker, correlation: str, after: int = 0) -> None:
+        check_text(correlation, "$.correlation_id")
         self.broker = broker
         self.correlation = correlation
         self.partition = partition_of(correlation, broker.meta.partitions)
