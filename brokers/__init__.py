@@ -26,7 +26,10 @@ def open_broker(url: str) -> Broker:
         raise UnknownBroker(f"{url!r} is no broker URL: for a file write sqlite:///{url}")
     scheme = scheme.lower()
     if scheme in BUILT_IN:
-        broker: Broker = import_module(BUILT_IN[scheme], __name__).from_url(url)
+        try:
+            broker: Broker = import_module(BUILT_IN[scheme], __name__).from_url(url)
+        except ValueError as error:
+            raise ConfigError(f"{url!r} is no URL: {error}") from error
         return broker
     installed = {entry.value: entry for entry in entry_points(group=GROUP, name=scheme)}
     if len(installed) > 1:

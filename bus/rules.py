@@ -154,22 +154,33 @@ class _Pairs(list[tuple[str, Any]]):
 def check_bytes(raw: bytes, meta: LogMeta = _ANYTHING) -> AgentMessage:
     """Return the message of bytes that somebody else wrote. Raises InvalidMessage, TooLarge."""
     check_size(raw, meta)
-    try:
-        text = raw.decode()
-    except UnicodeDecodeError as error:
-        raise InvalidMessage(f"byte {error.start} is not UTF-8", remedy="encode the record as UTF-8 JSON") from error
-    try:
-        tree = json.loads(text, object_pairs_hook=_Pairs, parse_constant=_refuse_constant)
-    except RecursionError as error:
-        raise InvalidMessage(f"nested more than {MAX_DEPTH} deep", remedy="flatten it") from error
-    except ValueError as error:
-        raise InvalidMessage(f"not JSON: {error}", remedy="send one JSON object") from error
-    if not isinstance(tree, _Pairs):
-        raise InvalidMessage(f"expected an object, got {type(tree).__name__}", remedy="send one JSON object")
-    check_value(_unique(tree, "$", 0), "$", -1)
+    if not isinstance(parse(raw, "$", -1), dict):
+        raise InvalidMessage("expected an object", remedy="send one JSON object")
     message = _decoded(raw)
     check_fields(message)
     return message
+
+
+def parse(raw: bytes, path: str = "$.payload", depth: int = 0) -> Any:
+    """Return the value of JSON that somebody else wrote; `depth` is how deep it will stand in a payload.
+
+    Raises InvalidMessage: what is no JSON, and what readers of JSON understand differently.
+    """
+    try:
+        text = raw.decode()
+    except UnicodeDecodeError as error:
+        raise InvalidMessage(
+            f"byte {error.start} is not UTF-8", path=path, remedy="encode it as UTF-8 JSON"
+        ) from error
+    try:
+        tree = json.loads(text, object_pairs_hook=_Pairs, parse_constant=_refuse_constant)
+    except RecursionError as error:
+        raise InvalidMessage(f"nested more than {MAX_DEPTH} deep", path=path, remedy="flatten it") from error
+    except ValueError as error:
+        raise InvalidMessage(f"not JSON: {error}", path=path, remedy="send one JSON value") from error
+    value = _unique(tree, path, depth + 1)
+    check_value(value, path, depth)
+    return value
 
 
 def _refuse_constant(name: str) -> NoReturn:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 import time
@@ -14,6 +15,8 @@ import orjson
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
+
+from ..bus.errors import InvalidMessage
 
 PIPED_WIDTH = 200
 """Columns of a table that no terminal shows; a pipe has no width of its own."""
@@ -43,16 +46,44 @@ errors = _console(True)
 
 def say(text: str, to: Console = console) -> None:
     """Print a line as it is: names and ids are never read as markup, and a long line is not broken."""
-    to.print(text, markup=False, soft_wrap=True)
+    to.print(shown(text), markup=False, soft_wrap=True)
+
+
+_CONTROLS = {c: f"\\x{c:02x}" for c in (*range(32), *range(127, 160)) if chr(c) not in "\n\t"}
+
+
+def shown(text: str) -> str:
+    """Return the text without power over the terminal: what a log holds may be anybody's."""
+    return text.translate(_CONTROLS).encode(errors="backslashreplace").decode()
 
 
 def as_json(value: Any) -> None:
     """Print one JSON document on one line. Raises NobodyReads."""
+    print_json(spelt(value))
+
+
+def print_json(raw: bytes) -> None:
+    """Print the bytes of one JSON document on one line. Raises NobodyReads."""
     try:
-        sys.stdout.buffer.write(orjson.dumps(plain(value)) + b"\n")
+        sys.stdout.buffer.write(raw + b"\n")
         sys.stdout.buffer.flush()
     except BrokenPipeError:
         raise NobodyReads from None
+
+
+def spelt(value: Any) -> bytes:
+    """Return a value as JSON, also what orjson does not know: integers beyond 64 bits.
+
+    Raises InvalidMessage where it is nested too deep to be printed.
+    """
+    try:
+        found = plain(value)
+        try:
+            return orjson.dumps(found)
+        except TypeError:
+            return json.dumps(found, ensure_ascii=False, separators=(",", ":")).encode(errors="replace")
+    except RecursionError as error:
+        raise InvalidMessage("nested too deep to be printed", remedy="leave --json out") from error
 
 
 def plain(value: Any) -> Any:
@@ -82,7 +113,7 @@ def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]], *, 
 
 
 def _cell(value: Any) -> str:
-    return escape("" if value is None else str(value))
+    return escape("" if value is None else shown(str(value)))
 
 
 def ago(seconds: float) -> str:

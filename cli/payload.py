@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from ..bus.errors import InvalidMessage
+from ..bus.rules import parse
+from ..bus.values import printable
 
 EXAMPLE = """'{"topic": "tides"}'"""
 
@@ -17,18 +19,21 @@ def read_payload(text: str | None) -> Any:
     if text is None:
         return None
     source, where = text, "the payload"
-    if text == "-":
-        source, where = sys.stdin.read(), "standard input"
-    elif text.startswith("@"):
-        where = text[1:]
-        try:
-            source = Path(where).read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise InvalidMessage(f"cannot be read: {error}", path=where) from error
     try:
-        return json.loads(source)
+        if text == "-":
+            source, where = sys.stdin.read(), "standard input"
+        elif text.startswith("@"):
+            where = text[1:]
+            source = Path(where).read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:  # no such file, a name that no file can have, no UTF-8
+        raise InvalidMessage(f"cannot be read: {error}", path=printable(where)) from error
+    try:
+        json.loads(source)
+    except RecursionError:
+        pass  # `parse` says how deep is too deep
     except ValueError as error:
-        raise InvalidMessage(f"not JSON: {error}", path=where, remedy=_remedy(text)) from error
+        raise InvalidMessage(f"not JSON: {error}", path=printable(where), remedy=_remedy(text)) from error
+    return parse(source.encode(errors="surrogatepass"))
 
 
 def _remedy(text: str) -> str:

@@ -82,9 +82,12 @@ def _table(here: Path) -> tuple[dict[str, Any], Path]:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        found = tomllib.loads(path.read_text(encoding="utf-8")).get("tool", {}).get("refold", {})
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
+        tools = tomllib.loads(path.read_text(encoding="utf-8")).get("tool", {})
+    except (ValueError, OSError) as error:  # a number of 5,000 digits is a ValueError of its own
         raise ConfigError(f"{path} cannot be read: {error}") from error
+    except RecursionError as error:
+        raise ConfigError(f"{path} cannot be read: it is nested too deep") from error
+    found = tools.get("refold", {}) if isinstance(tools, dict) else {}
     if not isinstance(found, dict):
         raise ConfigError(f"{path}: tool.refold is {found!r}: write a table, [tool.refold]")
     unknown = sorted(set(found) - KNOWN)

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from ..bus.errors import InvalidMessage
 from .opening import opened
-from .output import as_json, clock, say
+from .output import clock, print_json, say, spelt
 from .settings import BrokerOption, JsonOption
 
 if TYPE_CHECKING:
@@ -38,9 +39,7 @@ def tail(
     asyncio.run(_tail(broker, follow, lines, wanted, _line_json if json else _line))
 
 
-async def _tail(
-    url: str | None, follow: bool, lines: int, wanted: Wanted, show: Callable[[int, Stored], None]
-) -> None:
+async def _tail(url: str | None, follow: bool, lines: int, wanted: Wanted, show: Callable[[int, Stored], None]) -> None:
     async with opened(url) as log:
         begins, ends = await log.positions("begin"), await log.positions("end")
         found: Found = []
@@ -100,8 +99,9 @@ def _line(partition: int, stored: Stored) -> None:
 def _line_json(partition: int, stored: Stored) -> None:
     import orjson
 
+    line = {"partition": partition, "position": stored.position, "time": stored.time}
     try:
-        record = orjson.loads(stored.value)
-    except ValueError:
-        record = {"undecodable": stored.value.hex()}
-    as_json({"partition": partition, "position": stored.position, "time": stored.time, "record": record})
+        raw = spelt({**line, "record": orjson.loads(stored.value)})
+    except (ValueError, InvalidMessage):  # no JSON, or nested so deep that nobody prints it
+        raw = spelt({**line, "record": {"undecodable": stored.value.hex()}})
+    print_json(raw)

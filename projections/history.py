@@ -89,13 +89,13 @@ class History:
         if known is not None:
             return known
         generation, colon, version = text[1:].partition(":")
-        if text.startswith("g") and colon and generation.isdigit() and version.isdigit():
+        if text.startswith("g") and colon and _is_count(generation) and _is_count(version):
             return self._checked(int(generation), int(version))
-        if text.isdigit():
+        if _is_count(text):
             return self._checked(w.generation, int(text))
         try:
             return self._until(datetime.fromisoformat(text).timestamp())
-        except ValueError:
+        except (ValueError, OverflowError, OSError):  # the last two: years that the clock of this system has not
             raise self._no_point(at) from None
 
     def _record(self, id: str) -> Point | None:
@@ -126,6 +126,10 @@ class History:
             f"{at!r} is no point of workflow {w.correlation!r}", path="at",
             remedy=f"use a version up to {w.version}, g{w.generation}:{w.version}, a record's id, or an ISO time",
         )  # fmt: skip
+
+
+def _is_count(text: str) -> bool:
+    return text.isdecimal() and len(text) < 19
 
 
 def raw_of(raw: bytes, index: int) -> bytes:
