@@ -1,5 +1,5 @@
 # Each target makes the virtual environment that it needs; nothing is installed elsewhere. PYTHON=... picks an interpreter.
-.PHONY: help test test-all crash-points bench faults check demo picture dev clean
+.PHONY: help test test-all crash-points bench faults mutants check demo picture dev clean
 VENV := $(CURDIR)/.venv
 CHECK := $(CURDIR)/.venv-check
 DEV := $(CURDIR)/.venv-dev
@@ -9,6 +9,7 @@ TESTS ?=
 N ?= 2
 RUNS ?= 10
 SCENARIOS ?=
+WORDS ?=
 
 help: ## show the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "make %-13s %s\n", $$1, $$2}'
@@ -32,6 +33,10 @@ bench: ## refold beside hand-written loops and what others offer, in up to an ho
 faults: ## processes killed, stopped, starved and poisoned; each run judged (RUNS=10, SCENARIOS="worker_killed ...")
 	@scripts/venv.sh $(VENV) editable test
 	cd tests && $(VENV)/bin/python -m faults.campaign $(SCENARIOS) --runs $(RUNS)
+
+mutants: ## put each seeded mistake into a copy of the product: the tests must notice it (WORDS="of its name")
+	@scripts/venv.sh $(VENV) editable test
+	cd tests && $(VENV)/bin/python -m mutants.run $(WORDS)
 
 check: ## ruff, import-linter, mypy and pyright, on what ships
 	@scripts/venv.sh $(CHECK) installed test check

@@ -350,3 +350,31 @@ def test_a_program_ends_the_same_wherever_its_processes_die(program, deaths, see
 @given(programs(st.booleans(), "turn"), deaths_, st.integers(0, 2**32), st.sampled_from([0, 1000]))
 def test_a_program_whose_branches_are_stopped_by_a_failure_never_diverges(program, deaths, seed, max_live):
     _run(program, deaths, seed, max_live)
+
+
+def test_a_branch_that_waits_for_something_else_keeps_its_turn(go):
+    agent, seen = Agent("a", retry=QUICK), []
+
+    @agent.on_task
+    async def handle(ctx: Context, _: None) -> None:
+        order: list[int] = []
+
+        async def branch(n: int, pause: float) -> None:
+            await ctx.effect("step", int)
+            await asyncio.sleep(pause)
+            order.append(n)
+            await ctx.now()
+
+        slow = ctx.attempt - 1  # what is not refold's takes as long as it likes
+        await ctx.gather(branch(1, 0.04 * slow), branch(2, 0.02 * slow), branch(3, 0.0))
+        seen.append(order)
+        if ctx.attempt < 3:
+            raise RuntimeError("once more")
+
+    async def main():
+        async with hosted(agent) as (bus, _):
+            await bus.request(handle, None)
+
+    go(main())
+    assert len(seen) == 3
+    assert seen[1] == seen[2] == seen[0]

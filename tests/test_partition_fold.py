@@ -1,0 +1,101 @@
+"""What a partition's own records say: who owns it, whether an owner died, what is left to move."""
+
+from __future__ import annotations
+
+from refold.bus import codec, facts, kinds
+from refold.bus.broker import Checkpoint, Stored
+from refold.bus.message import AgentMessage
+from refold.projections.checkpoint import changes, restore
+from refold.projections.partition import PartitionFold
+
+
+class Log:
+    """Folds the partition's own records as they are written."""
+
+    def __init__(self) -> None:
+        self.fold = PartitionFold(0, 1)
+
+    def put(self, kind: str, fact: facts.Fact, key: str | None = None) -> None:
+        position = self.fold.position + 1
+        message = AgentMessage(
+            id=f"r{position}", sender_id="m", receiver_id="*", message_type=kind, correlation_id=key or "",
+            timestamp=float(position), fact=fact,
+        )  # fmt: skip
+        stored = Stored(position, key, codec.encode(message), float(position))
+        r = self.fold.open_envelope(stored)
+        assert r is not None
+        self.fold.fold(stored, r)
+
+    def owner(self, epoch: int, member: str = "m", group: str = "g") -> None:
+        self.put(kinds.OWNER, facts.Owner(group=group, epoch=epoch, member=member, pid=7, host="h", agents={"a": ()}))
+
+    def released(self, epoch: int, group: str = "g") -> None:
+        self.put(kinds.OWNER_RELEASED, facts.OwnerReleased(group=group, epoch=epoch, member="m"))
+
+    def died(self, group: str = "g") -> bool:
+        return self.fold.groups[group].after_death
+
+
+def test_an_owner_that_follows_a_release_follows_no_death_and_any_other_follows_one():
+    log = Log()
+    log.owner(1)
+    assert not log.died()
+    log.released(1)
+    log.owner(2)
+    assert not log.died()
+    log.owner(3)
+    assert log.died()
+    log.released(3)
+    log.owner(4)
+    assert not log.died()
+
+
+def test_the_release_of_an_older_epoch_says_nothing_of_the_owner_who_came_after_it():
+    log = Log()
+    log.owner(1)
+    log.owner(2)
+    log.released(1)
+    assert not log.fold.groups["g"].released
+    log.owner(3)
+    assert log.died()
+
+
+def test_an_owner_record_of_an_older_epoch_replaces_no_newer_one():
+    log = Log()
+    log.owner(2, "new")
+    log.owner(1, "late")
+    assert (log.fold.groups["g"].epoch, log.fold.groups["g"].member) == (2, "new")
+    log.owner(2, "again")
+    assert log.fold.groups["g"].member == "new"
+
+
+def test_groups_own_a_partition_beside_each_other():
+    log = Log()
+    log.owner(1)
+    log.owner(5, group="other")
+    log.released(5)
+    assert not log.fold.groups["g"].released
+    log.released(1)
+    assert log.fold.groups["g"].released
+    assert not log.fold.groups["other"].released
+    log.owner(6, group="other")
+    assert log.died("other")
+    assert not log.died("g")
+
+
+def test_a_partitions_own_record_counts_only_where_it_has_no_key():
+    log = Log()
+    log.put(kinds.OWNER, facts.Owner(group="g", epoch=1, member="m", agents={"a": ()}), key="w")
+    assert log.fold.groups == {}
+    assert log.fold.listeners == {}
+
+
+def test_who_owns_outlasts_a_checkpoint():
+    log, again = Log(), PartitionFold(0, 1)
+    log.owner(1)
+    log.owner(2)
+    log.released(2)
+    changed, _ = changes(log.fold, lambda w: True, whole=True)
+    assert restore(again, Checkpoint(log.fold.position, log.fold.last_id.encode(), changed))
+    assert again.groups == log.fold.groups
+    assert again.listeners == log.fold.listeners == {"a": ()}
