@@ -230,6 +230,7 @@ class World:
         h = w.view.handling(r.sender_id, r.work.message) if w is not None else None
         st = h.steps.get(r.work.step) if h is not None else None
         above = self.cut_at.get(r.correlation_id, 0) if r is not None else 0
-        below = place is not None and above < self.positions.get(key, 0) < place.owner_position
+        admitted = w is not None and w.verdicts.get(r.id) == "admitted"
+        below = admitted and above < self.positions.get(key, 0) < place.owner_position
         if below or (st is not None and st.settled and st.effect == key):
             self.violation(f"effect {key} of {r.correlation_id} is called, though its record {r.id} is folded")
