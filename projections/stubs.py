@@ -14,22 +14,24 @@ CHUNK = 4096
 Stub = tuple[bytes, int, int, int]
 """(hash of the correlation id, first position, last position, number of the stub)."""
 
-ROW = struct.Struct("<16sQQ")
+ROW = struct.Struct("<8sQQ")
+"""Eight bytes of the hash: that a workflow is taken for one that is known costs a look into the log, no more."""
 NOTHING = bytes(ROW.size)
+LIMIT = 2**32 - 1
 
 
 class Stubs:
     """The newest `STUBS` completed workflows in log order, stored in chunks of which only those that changed are
     written again. `forgot`: there were more.
 
-    Packed, some 60 bytes each: rows of a chunk lie in one bytearray, and an open hash table with linear probing leads
+    Packed, some 40 bytes each: rows of a chunk lie in one bytearray, and an open hash table with linear probing leads
     from a key (which is a hash already) to the number of its row. As Python objects they took 400 bytes each.
     """
 
     def __init__(self) -> None:
         self._rows: dict[int, bytearray] = {}
         self._used: dict[int, int] = {}
-        self._slots = array("Q", bytes(8 * 64))
+        self._slots = array("I", bytes(4 * 64))
         self._count = 0
         self._number = 0
         self._oldest = 0
@@ -54,9 +56,9 @@ class Stubs:
     def discard(self, key: bytes) -> None:
         """A workflow goes on."""
         slot = self._slot(key)
-        number = self._slots[slot] - 1
-        if number < 0:
+        if not self._slots[slot]:
             return
+        number = self._number_of(self._slots[slot])
         self._close(slot)
         self._count -= 1
         chunk, at = divmod(number, CHUNK)
@@ -90,14 +92,14 @@ class Stubs:
     # ---- rows --------------------------------------------------------------------------------------------------------
     def _put(self, key: bytes, first: int, last: int, number: int) -> None:
         if 2 * self._count >= len(self._slots):
-            known = [(taken - 1, self._key(taken - 1)) for taken in self._slots if taken]
-            self._fill(known, 2 * len(self._slots))
+            known = [self._number_of(taken) for taken in self._slots if taken]
+            self._fill(((n, self._key(n)) for n in known), 2 * len(self._slots))
         chunk, at = divmod(number, CHUNK)
         rows = self._rows.setdefault(chunk, bytearray())
         rows.extend(bytes(max(0, at * ROW.size - len(rows))))
         rows[at * ROW.size : (at + 1) * ROW.size] = ROW.pack(key, first, last)
         self._used[chunk] = self._used.get(chunk, 0) + 1
-        self._slots[self._slot(key)] = number + 1
+        self._slots[self._slot(key)] = number % LIMIT + 1
         self._count += 1
 
     def _stubs_of(self, chunk: int) -> list[Stub]:
@@ -111,17 +113,21 @@ class Stubs:
         self.discard(key)
         self.forgot = True
 
-    # ---- the table: 0 is a free slot, else the number of a row + 1 ---------------------------------------------------
+    # ---- the table: 0 is a free slot, else the number of a row (modulo LIMIT) + 1 ------------------------------------
+    def _number_of(self, taken: int) -> int:
+        oldest = next(iter(self._rows)) * CHUNK
+        return oldest + (taken - 1 - oldest) % LIMIT
+
     def _key(self, number: int) -> bytes:
         chunk, at = divmod(number, CHUNK)
-        return bytes(self._rows[chunk][at * ROW.size : at * ROW.size + 16])
+        return bytes(self._rows[chunk][at * ROW.size : at * ROW.size + 8])
 
     def _slot(self, key: bytes) -> int:
         """Return the slot that holds the key, or the free one where it belongs."""
-        slots = self._slots
+        slots, key = self._slots, key[:8]
         mask = len(slots) - 1
-        slot = int.from_bytes(key[:8], "little") & mask
-        while (taken := slots[slot]) and self._key(taken - 1) != key:
+        slot = int.from_bytes(key, "little") & mask
+        while (taken := slots[slot]) and self._key(self._number_of(taken)) != key:
             slot = (slot + 1) & mask
         return slot
 
@@ -131,16 +137,16 @@ class Stubs:
         mask = len(slots) - 1
         slots[hole] = 0
         while taken := slots[slot := (slot + 1) & mask]:
-            home = int.from_bytes(self._key(taken - 1)[:8], "little") & mask
+            home = int.from_bytes(self._key(self._number_of(taken)), "little") & mask
             if (slot - home) & mask >= (slot - hole) & mask:
                 slots[hole], slots[slot], hole = taken, 0, slot
 
     def _fill(self, rows: Iterable[tuple[int, bytes]], size: int) -> None:
         """Make a new table of (number, key), no key twice."""
-        slots, mask = array("Q", bytes(8 * size)), size - 1
+        slots, mask = array("I", bytes(4 * size)), size - 1
         for number, key in rows:
             slot = int.from_bytes(key[:8], "little") & mask
             while slots[slot]:
                 slot = (slot + 1) & mask
-            slots[slot] = number + 1
+            slots[slot] = number % LIMIT + 1
         self._slots = slots
