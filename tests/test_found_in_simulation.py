@@ -411,3 +411,39 @@ def test_a_run_whose_append_is_under_way_is_not_parked(go, until):
             assert await handle.result(5) == ["now", "slept"]
 
     go(main())
+
+
+def test_a_stray_that_could_not_be_moved_is_moved_later(go, until):
+    agent = Agent("a")
+    agent.on_task(lambda n: n)
+
+    async def main():
+        broker = await unreliable(2)
+        wrong = (partition_of("w", 2) + 1) % 2
+        broker.fails = once("append", lambda items: items[0].key == "w")
+        async with MessageBus.open(broker) as bus, working(broker, agent):
+            stray = AgentMessage.request("a", 7, correlation_id="w")
+            await broker.append_raw(wrong, [("w", codec.encode(stray))])
+            await until(lambda: broker.log.by_key[1 - wrong].get("w"))
+            assert broker.fails.happened
+            assert await (await bus.attach("w")).result(5) == 7
+
+    go(main())
+
+
+def test_a_request_that_could_not_be_delivered_is_delivered_later(go, until):
+    parent, child = Agent("parent"), Agent("child")
+    child.on_task(lambda n: n + 1)
+
+    @parent.on_task
+    async def ask(ctx: Context, n: int) -> int:
+        return await ctx.spawn("child", n)
+
+    async def main():
+        broker = await unreliable(2)
+        broker.fails = once("append", lambda items: items[0].key not in (None, "w"))
+        async with MessageBus.open(broker) as bus, working(broker, parent, child):
+            assert await (await bus.start("parent", 1, id="w")).result(10) == 2
+            assert broker.fails.happened
+
+    go(main())

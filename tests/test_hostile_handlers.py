@@ -621,3 +621,29 @@ def test_a_record_that_is_too_large_can_be_caught_at_its_call(go):
         return "?"
 
     assert "send a reference" in go(outcome(handle))[0]
+
+
+def test_a_divergence_is_recorded_once_however_often_the_code_is_loaded(go, until):
+    async def main():
+        def agent(name: str) -> Agent:
+            made = Agent("a", retry=QUICK)
+
+            @made.on_task
+            async def handle(ctx: Context, n: int) -> None:
+                await ctx.effect(name, int)
+                await ctx.receive("go")
+
+            return made
+
+        broker = await opened()
+        async with MessageBus.open(broker) as bus:
+            async with working(broker, agent("old")):
+                handle = await bus.start("a", 1, id="w")
+                await until(lambda: _is(handle, Status.WAITING))
+            await handle.send(kind="go")
+            for _ in range(3):
+                async with working(broker, agent("new")) as worker:
+                    await until(lambda worker=worker: worker.handled == 1)
+            assert (await kinds_of(broker, "w")).count("attempt_failed") == 1
+
+    go(main())

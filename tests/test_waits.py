@@ -209,3 +209,26 @@ def test_the_deadline_of_a_request_is_passed_on_to_what_its_callee_asks(go):
                 assert asked[1].deadline == asked[2].deadline == pytest.approx(asked[1].timestamp + 0.2, abs=0.05)
 
     go(main())
+
+
+def test_when_one_wait_of_a_workflow_is_over_the_others_wait_on(go, until):
+    agent = Agent("a")
+
+    @agent.on_task
+    async def handle(ctx: Context, _: None) -> str:
+        _, got = await ctx.gather(ctx.sleep(0.05), ctx.receive("word", timeout=60))
+        return got
+
+    async def main():
+        async with hosted(agent) as (bus, _):
+            started = await bus.start(handle, None)
+            fired = "timer_fired"
+            await until(lambda: _has(bus, started, fired))
+            await started.send("hello", kind="word")
+            assert await started.result(5) == "hello"
+            assert (await kinds_of(bus.broker, started.correlation_id)).count(fired) == 1
+
+    async def _has(bus, started, kind):
+        return kind in await kinds_of(bus.broker, started.correlation_id)
+
+    go(main())

@@ -8,6 +8,7 @@ import contextlib
 import pytest
 
 from refold import Agent, AgentError, AgentMessage, Context, MessageBus, Worker
+from refold.agents.execution import append_records
 from refold.brokers.memory import MemoryBroker
 from refold.bus import codec
 from refold.bus.broker import LogSpec
@@ -209,5 +210,27 @@ def test_a_log_that_lost_records_stops_the_partition(go, until):
             await until(lambda: worker.truncated)
             assert "truncated, restored or recreated" in worker.truncated[0]
             assert not worker.places
+
+    go(main())
+
+
+def test_a_record_that_is_there_already_takes_none_of_those_beside_it_with_it(go, until):
+    """An append whose end was not known, and then more was due: the broker refuses the second for what they share."""
+
+    async def main():
+        broker = await opened(1)
+        async with working(broker, Agent("a")) as worker:
+            await until(lambda: worker.places and worker.places[0].active)
+            fence = worker.places[0].fence("g")
+            notes = [
+                AgentMessage(
+                    sender_id="x", receiver_id="a", message_type="note", payload=n, correlation_id="w", id=f"n{n}"
+                )
+                for n in range(3)
+            ]
+            await append_records(worker, 0, "w", notes[1:2], fence)
+            await append_records(worker, 0, "w", notes, fence)
+        page = await broker.read_workflow("w")
+        assert sorted(codec.decode(s.value).id for s in page.records if s.key is not None) == ["n0", "n1", "n2"]
 
     go(main())
