@@ -19,6 +19,7 @@ from ..bus.errors import BrokerUnavailable, NoSuchWorkflow, WorkflowExists
 from ..bus.message import AgentMessage, Expected
 from ..bus.sender import Authorise, Position, Seal, Sender, allow, unsealed
 from ..projections.follow import Follower
+from ..projections.history import raw_of
 from ..projections.status import Report, report
 from ..projections.verdict import Verdict
 from ..projections.view import Request
@@ -276,7 +277,7 @@ class Handle(Generic[R]):
         if raw is None:
             (stored,) = await self.bus.broker.read_at(self.follower.partition, [q.answer[0]])
             raw = stored.value
-        return value_of(call, q.answer_kind, raw)
+        return value_of(call, q.answer_kind, raw_of(raw, q.answer[1]))
 
     async def status(self) -> Report:
         """Return the workflow's state now, with what it waits for and why it is blocked."""

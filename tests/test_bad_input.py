@@ -21,7 +21,8 @@ from refold.brokers.memory import MemoryBroker
 from refold.bus import codec, kinds
 from refold.bus.broker import Checkpoint, LogSpec, Stored
 from refold.bus.errors import BrokerUnavailable, RefoldError, UndecodableRecord
-from refold.bus.message import Work
+from refold.bus.facts import RolledBack
+from refold.bus.message import Expected, Work
 from refold.projections.checkpoint import changes, restore
 from refold.projections.costs import costs
 from refold.projections.dead_letters import dead_letters
@@ -419,5 +420,31 @@ def test_a_worker_and_readers_go_on_without_a_checkpoint_that_is_damaged(go, bro
                 for handle in handles:
                     await handle.send(100, kind="more")
                 assert [await h.result(10) for h in handles] == [100 + 2 * n for n in range(6)]
+
+    go(main())
+
+
+def test_an_answer_that_a_rollback_brought_with_it_is_the_result(go, broker, until, impatient):
+    async def main():
+        await broker.ensure_log(LogSpec(partitions=1))
+        async with working(broker, innocent_agents()), MessageBus.open(broker) as bus:
+            handle = await bus.start("innocent", 1, id="w")
+
+            async def waits_for_a_message():
+                return [w.what for w in (await handle.status()).waits] == ["message"]
+
+            await until(waits_for_a_message)
+            answer = AgentMessage(
+                sender_id="operator", receiver_id="client", message_type=kinds.TASK_RESPONSE, payload="by hand",
+                correlation_id="w", in_reply_to=handle.request_id,
+            )  # fmt: skip
+            view = handle.follower.workflow.view
+            fact = RolledBack(to_version=1, op_id="o", with_inputs=(msgspec.Raw(codec.encode(answer)),))
+            rollback = AgentMessage(
+                sender_id="operator", receiver_id="*", message_type=kinds.ROLLED_BACK, correlation_id="w", fact=fact,
+                expected=Expected(generation=0, inputs=view.inputs),
+            )  # fmt: skip
+            await bus.send_control(rollback)
+            assert await handle.result(10) == "by hand"
 
     go(main())

@@ -29,7 +29,7 @@ HANGS = 25
 """Seconds after which a child is ended: what was left behind did not converge."""
 BESIDE = 6
 """Crashes that are played beside each other."""
-TRIES = 3
+TRIES = 8
 """A point that a run did not meet (what is polled comes and goes with time) is armed again; then it fails."""
 Report = dict[str, Any]
 
@@ -82,16 +82,18 @@ def fresh(place: Path) -> Path:
 
 
 def undisturbed(scene: str, folder: Path) -> tuple[list[str], Ending]:
-    """Play the scene twice without a crash; return the crossings that both met, and the end."""
+    """Play the scene three times without a crash; return the crossings that all met, and the end."""
     seen: list[list[str]] = []
-    for turn in range(2):
+    for turn in range(3):
         place = fresh(folder / f"undisturbed-{turn}")
         code = forked(lambda place=place: play_on(scene, place), place)  # type: ignore[misc]
         if code:
             raise SystemExit(f"{scene!r} fails without any crash:\n{(place / 'output').read_text()}")
         seen.append(json.loads((place / "seen").read_text()))
-    both = [name for name in dict.fromkeys(seen[0]) if name in set(seen[1])]
-    return both, json.loads((folder / "undisturbed-1" / "end").read_text())
+    common = set(seen[1]) & set(seen[2])
+    return [name for name in dict.fromkeys(seen[0]) if name in common], json.loads(
+        (folder / "undisturbed-1" / "end").read_text()
+    )
 
 
 def crash(scene: str, place: Path, point: str, wanted: Ending) -> list[str]:
