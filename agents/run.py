@@ -21,12 +21,13 @@ from ..bus.errors import (
     PartitionLost,
     StepCancelled,
     TooLarge,
+    TryAgain,
     UnawaitedStep,
     YourBug,
 )
 from ..bus.message import AgentMessage, Envelope
 from ..projections.verdict import Verdict
-from ..projections.view import Handling, Step
+from ..projections.view import NOWHERE, Handling, Step
 from ..projections.workflow import Workflow
 from .agent import Handler
 from .branches import Branch, BranchStopped, Gathering
@@ -344,11 +345,20 @@ class Run:
             raise asyncio.CancelledError(self.over or "the step is gone")
         raw = self.values.pop(st.value, None)
         if raw is None:
-            raw = b'{"payload":null}' if st.value == (0, -1) else await self.host.read(st.value)
+            raw = await self._read(st.value)
         try:
             return value_of(call, st.value_kind, raw)
         except Exception as error:
             error.step = path  # type: ignore[attr-defined]
+            raise
+
+    async def _read(self, ref: tuple[int, int]) -> bytes:
+        if ref == NOWHERE:
+            return b'{"payload":null}'
+        try:
+            return await self.host.read(ref)
+        except TryAgain as error:  # the log is out of reach: nothing that the handler did
+            self.fail(error)
             raise
 
     # ---- effects ---------------------------------------------------------------------------------------------------

@@ -12,7 +12,9 @@ from hypothesis import given, strategies as st
 from refold import Agent, AgentError, AgentMessage, Context, MessageBus, RetryPolicy
 from refold.agents import client
 from refold.agents.control import discard, redrive
+from refold.agents.records import Records
 from refold.agents.scheduler import FAIR_EVERY, Scheduler
+from refold.bus.errors import BrokerUnavailable
 from refold.projections.status import Status
 
 
@@ -294,5 +296,36 @@ def test_a_handlers_time_is_its_running_time_and_waiting_does_not_count(go, unti
             assert await quick.result(5) == "done"
             with pytest.raises(AgentError, match=r"HandlerTimeout: the handler ran for more than 0\.15 s"):
                 await slow.result(5)
+
+    go(main())
+
+
+def test_a_value_that_cannot_be_read_now_is_no_failure_of_the_handler(go, until):
+    agent, gate = Agent("a", retry=RetryPolicy(attempts=1)), asyncio.Event()
+
+    @agent.on_task
+    async def work(ctx: Context, n: int) -> str:
+        await ctx.effect("gate", gate.wait)
+        return await ctx.receive("word")
+
+    async def main():
+        async with hosted(agent) as (bus, worker):
+            handle = await bus.start("a", 1, id="w")
+            await until(lambda: worker.scheduler.used == 1)
+            word = await handle.send("hello", kind="word")
+            await until(lambda: next(iter(worker.places.values())).fold.position >= word.position)
+            read_at, failures = bus.broker.read_at, []
+
+            async def once(partition, positions):
+                if word.position in positions and not failures:
+                    failures.append(positions)
+                    raise BrokerUnavailable("out of reach")
+                return await read_at(partition, positions)
+
+            worker.records = Records(bus.broker, 0)
+            bus.broker.read_at = once
+            gate.set()
+            assert await handle.result(10) == "hello"
+            assert failures
 
     go(main())
