@@ -127,8 +127,9 @@ def _children(value: Any) -> Iterator[tuple[str, Any]]:
         yield from ((f".{f}", getattr(value, f)) for f in value.__struct_fields__)
     elif dataclasses.is_dataclass(value) and not isinstance(value, type):
         yield from ((f".{f.name}", getattr(value, f.name)) for f in dataclasses.fields(value))
-    elif hasattr(type(value), "model_fields"):  # pydantic
-        yield from ((f".{name}", getattr(value, name)) for name in type(value).model_fields)
+    else:
+        names = getattr(type(value), "model_fields", ())  # pydantic
+        yield from ((f".{name}", getattr(value, name)) for name in names)
 
 
 def check_value(value: Any, path: str = "$.payload", depth: int = 0) -> None:
