@@ -59,14 +59,18 @@ def _owner_record(worker: Worker, event: Assigned) -> AgentMessage:
 async def _load(worker: Worker, partition: int) -> tuple[PartitionFold, bool]:
     """Return the fold of the group's checkpoint (True), of another group's (False), or an empty one."""
     broker = worker.broker
-    fold = PartitionFold(partition, broker.meta.partitions)
+    fold, leftover = PartitionFold(partition, broker.meta.partitions), set[bytes]()
     for group in [worker.group, *await broker.checkpoint_groups(partition)]:
         checkpoint = await broker.checkpoint(group, partition)
         if checkpoint is None:
             continue
         await verify_anchor(broker, partition, checkpoint)
         if restore(fold, checkpoint):
+            fold.stale |= leftover
             return fold, group == worker.group
+        if group == worker.group:
+            leftover.update(checkpoint.entries)  # or the group's next checkpoint would not be believed either
+    fold.stale |= leftover
     return fold, False
 
 
@@ -81,15 +85,15 @@ async def _save(worker: Worker, sub: Subscription, place: Place) -> bool:
     if fold.position <= place.saved_position or not fold.last_id:
         return True
     whole, place.checkpoint_failed = place.checkpoint_failed, False
-    hosted, before = set(worker.agents), (fold.changed, fold.gone)
+    hosted, before = set(worker.agents), fold.changed
     changed, gone = changes(fold, lambda w: place.may_freeze(w, hosted), whole=whole)
     position, anchor = fold.position, fold.last_id.encode()
     try:
         saved = await sub.save_checkpoint(place.partition, place.epoch, position, anchor, changed, gone)
     except BaseException:
         place.checkpoint_failed = True  # whether it was written is not known: all of it, next time
-        fold.changed |= before[0]
-        fold.gone |= before[1]
+        fold.changed |= before
+        fold.stale.update(gone)
         raise
     if saved:
         place.saved_position = position

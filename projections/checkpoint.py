@@ -13,14 +13,15 @@ from ..bus.codec import envelope
 from ..bus.errors import LogTruncated, UndecodableRecord
 from ..bus.facts import Owner
 from ..bus.ids import record_key
-from .frozen import freeze
 from .partition import Folded, PartitionFold, Shared
+from .segments import KEY_SIZE, NONE, join, split, split_entry
 from .stubs import Stub
 from .workflow import Workflow
 
-CHECKPOINT_FORMAT = 4
+CHECKPOINT_FORMAT = 5
 HEAD = b"head"
 STUBS = b"stubs"
+"""A number of four bytes follows. Keys of workflows have 16 bytes, those of their segments 32."""
 _stubs = msgspec.msgpack.Decoder(list[Stub])
 
 
@@ -47,12 +48,19 @@ def restore(fold: PartitionFold, checkpoint: Checkpoint) -> bool:
     kept = {k: part for k, part in parts.items() if part is not None}
     if head is None or len(kept) < len(parts):
         return False
-    entries = [part for k, part in kept.items() if not k.startswith(STUBS)]
-    stubs = [s for k, part in kept.items() if k.startswith(STUBS) for s in _stubs.decode(part)]
-    if (len(entries), len(stubs)) != (head.open, head.stubs):
+    segments = {k: kept.pop(k) for k in list(kept) if len(k) == KEY_SIZE}
+    stubs = [s for k in list(kept) if _holds_stubs(k) for s in _stubs.decode(kept.pop(k))]
+    entries = [join(part, segments) for part in kept.values()]
+    whole = [entry for entry in entries if entry is not None]
+    used = sum(len(keys) for _, keys in whole)
+    if (len(whole), len(stubs), used) != (head.open, head.stubs, len(segments)):
         return False
-    fold.load(head.shared, stubs, entries, checkpoint.position, checkpoint.anchor.decode())
+    fold.load(head.shared, stubs, whole, checkpoint.position, checkpoint.anchor.decode())
     return True
+
+
+def _holds_stubs(key: bytes) -> bool:
+    return key.startswith(STUBS) and len(key) == len(STUBS) + 4
 
 
 def _head(checkpoint: Checkpoint) -> Head | None:
@@ -83,25 +91,40 @@ def changes(
     `idle` says whether a workflow's runs only wait.
     """
     names = sorted(fold.changed | set(fold.live) | set(fold.entries) if whole else fold.changed)
-    changed: dict[bytes, bytes] = {}
+    parts: dict[bytes, bytes] = {}
     for correlation in names:
-        entry = fold.entries.get(correlation)
-        if entry is None and correlation in fold.live:
-            w = fold.live[correlation]
-            entry = freeze(w, idle=idle(w))
-        if entry is not None:
-            key = record_key(correlation)
-            changed[key] = _sealed(key, entry)
-    gone = [key for c in sorted(fold.gone) if (key := record_key(c)) not in changed]
-    fold.changed, fold.gone = set(), set()
-    changed[HEAD] = _sealed(HEAD, msgspec.msgpack.encode(_head_of(fold)))
+        if correlation in fold.entries or correlation in fold.live:
+            parts |= _parts(fold, correlation, idle, whole=whole)
+    for correlation in fold.gone:
+        if (key := record_key(correlation)) not in parts:
+            fold.stale |= {key, *fold.segments.pop(correlation, ())}
+    parts[HEAD] = msgspec.msgpack.encode(_head_of(fold))
     for n, stubs in fold.stubs.take_changed(everything=whole).items():
         key = STUBS + n.to_bytes(4, "big")
         if stubs:
-            changed[key] = _sealed(key, msgspec.msgpack.encode(stubs))
+            parts[key] = msgspec.msgpack.encode(stubs)
         else:
-            gone.append(key)
-    return changed, gone
+            fold.stale.add(key)
+    gone = sorted(fold.stale - parts.keys())
+    fold.changed, fold.gone, fold.stale = set(), set(), set()
+    return {key: _sealed(key, part) for key, part in parts.items()}, gone
+
+
+def _parts(
+    fold: PartitionFold, correlation: str, idle: Callable[[Workflow], bool], *, whole: bool
+) -> dict[bytes, bytes]:
+    """Return what of an entry is not stored as it is now; what it leaves behind becomes stale."""
+    before, entry = fold.segments.pop(correlation, NONE), fold.entries.get(correlation)
+    stored = NONE if whole else before
+    if entry is not None:
+        found = split_entry(entry, stored)
+    else:
+        w = fold.live[correlation]
+        found = split(w, stored, idle=idle(w))
+    fold.stale |= before - found.keys
+    if found.keys:
+        fold.segments[correlation] = found.keys
+    return {record_key(correlation): found.head, **found.new}
 
 
 def _head_of(fold: PartitionFold) -> Head:

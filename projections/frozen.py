@@ -27,6 +27,10 @@ WORDS = (
 """What states are full of, for the compressor to refer to. Part of the entry's format: it never changes in a format."""
 
 
+Kept = tuple[bytes, frozenset[bytes]]
+"""An entry, and the keys of the segments that a checkpoint has of it (none where it is small)."""
+
+
 class Frozen(Struct, array_like=True, frozen=True):
     """One checkpoint entry. All but the state can be read without decoding that.
 
@@ -43,6 +47,8 @@ class Frozen(Struct, array_like=True, frozen=True):
     waits: bool = False
 
 
+END = zlib.compressobj(1, zlib.DEFLATED, WINDOW).flush()
+"""Ends a packed state that was put together from pieces."""
 DICTIONARY = b"".join(bytes([0xA0 + len(word)]) + word.encode() for word in WORDS.split())
 
 _state = msgspec.msgpack.Decoder(Workflow)
@@ -50,20 +56,35 @@ _frozen = msgspec.msgpack.Decoder(Frozen)
 
 
 def freeze(w: Workflow, *, idle: bool) -> bytes:
-    """Return the workflow without payloads and envelopes, nor what its path says once more."""
+    """Return the entry of a workflow."""
+    return msgspec.msgpack.encode(frozen(w, pack(encoded(w)), idle=idle))
+
+
+def frozen(w: Workflow, state: bytes, *, idle: bool) -> Frozen:
+    """Return what an entry says of a workflow, around its state."""
+    return Frozen(ENTRY_FORMAT, w.correlation, next_due(w), idle, state, _only_waits(w))
+
+
+def encoded(w: Workflow) -> bytes:
+    """Return the state, as MessagePack: no payloads and envelopes, nor what the path says once more."""
     at = w.view.at
     path = [Entry(e.id, e.ref, e.obliges) for e in w.view.path]
     view = msgspec.structs.replace(w.view, path=path, at={}, news=[], touched=[], released=[])
     verdicts = {id: verdict for id, verdict in w.verdicts.items() if id not in at}
     bare = msgspec.structs.replace(w, view=view, verdicts=verdicts, whole=False, closed={})
-    return msgspec.msgpack.encode(
-        Frozen(ENTRY_FORMAT, w.correlation, next_due(w), idle, _pack(msgspec.msgpack.encode(bare)), _only_waits(w))
-    )
+    return msgspec.msgpack.encode(bare)
 
 
-def _pack(state: bytes) -> bytes:
+def pack(state: bytes) -> bytes:
+    """Return a state as it stands in an entry."""
     packing = zlib.compressobj(1, zlib.DEFLATED, WINDOW, 5, zlib.Z_DEFAULT_STRATEGY, DICTIONARY)
     return packing.compress(state) + packing.flush()
+
+
+def pack_piece(piece: bytes) -> bytes:
+    """Return a piece of a state as it may stand in a packed one: the pieces in order and END are one, too."""
+    packing = zlib.compressobj(1, zlib.DEFLATED, WINDOW, 5)
+    return packing.compress(piece) + packing.flush(zlib.Z_SYNC_FLUSH)
 
 
 def state_of(entry: bytes) -> bytes:

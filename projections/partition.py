@@ -15,7 +15,7 @@ from ..bus.errors import UndecodableRecord
 from ..bus.ids import record_key
 from ..bus.message import Envelope
 from ..bus.partition import partition_of
-from .frozen import freeze, peek, thaw
+from .frozen import Kept, freeze, peek, thaw
 from .stubs import Stub, Stubs
 from .verdict import Verdict
 from .view import Listeners
@@ -59,7 +59,11 @@ class Shared(Struct, array_like=True):
 
 
 class PartitionFold:
-    """Folds every record of one partition, in order. The same log gives the same fold in every process."""
+    """Folds every record of one partition, in order. The same log gives the same fold in every process.
+
+    For the next checkpoint it keeps what `changed` and is `gone` since the last one, by correlation id; the keys of the
+    `segments` that are stored of large workflows; and keys that are `stale`: stored, perhaps, and to be removed.
+    """
 
     def __init__(self, partition: int, partitions: int) -> None:
         self.partition = partition
@@ -78,6 +82,8 @@ class PartitionFold:
         self.claimed: list[str] = []
         self.changed: set[str] = set()
         self.gone: set[str] = set()
+        self.segments: dict[str, frozenset[bytes]] = {}
+        self.stale: set[bytes] = set()
 
     # ---- folding ---------------------------------------------------------------------------------------------------
     def open_envelope(self, stored: Stored) -> Envelope | None:
@@ -237,7 +243,7 @@ class PartitionFold:
         )  # fmt: skip
 
     def load(
-        self, shared: Shared, stubs: Iterable[Stub], entries: Iterable[bytes], position: int, last_id: str
+        self, shared: Shared, stubs: Iterable[Stub], entries: Iterable[Kept], position: int, last_id: str
     ) -> None:
         """Take over what a checkpoint kept."""
         self.listeners, self.groups = shared.listeners, shared.groups
@@ -246,8 +252,11 @@ class PartitionFold:
         self.unclaimed = {agent: dict.fromkeys(ws) for agent, ws in shared.unclaimed.items()}
         self.undecodable = shared.undecodable
         self.position, self.last_id = position, last_id
-        for entry in entries:
-            self.entries[peek(entry).correlation] = entry
+        for entry, segments in entries:
+            correlation = peek(entry).correlation
+            self.entries[correlation] = entry
+            if segments:
+                self.segments[correlation] = segments
 
 
 def is_own(r: Envelope) -> bool:

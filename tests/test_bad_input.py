@@ -13,6 +13,7 @@ from collections import Counter
 import msgspec
 import pytest
 from garbage import Garbage
+from long_talk import cut_small
 from random_log import RandomLog
 
 from refold import Agent, AgentError, AgentMessage, Context, MessageBus, RetryPolicy, Worker
@@ -30,6 +31,7 @@ from refold.projections.frozen import freeze, thaw
 from refold.projections.history import read_workflow
 from refold.projections.overview import overview
 from refold.projections.partition import PartitionFold, is_own, listen
+from refold.projections.segments import KEY_SIZE
 from refold.projections.status import next_due, report
 from refold.projections.timeline import attempts, timeline
 from refold.projections.verdict import Verdict
@@ -372,7 +374,7 @@ def damaged(checkpoint: Checkpoint, chance: random.Random) -> Checkpoint:
         case 3:
             del entries[key]
         case 4:
-            entries[chance.randbytes(16)] = bytes(raw)
+            entries[chance.randbytes(chance.choice([16, KEY_SIZE]))] = bytes(raw)
         case 5 if entries[key] != entries[other]:
             entries[key], entries[other] = entries[other], entries[key]
         case 6:
@@ -384,20 +386,25 @@ def damaged(checkpoint: Checkpoint, chance: random.Random) -> Checkpoint:
     return checkpoint._replace(entries=entries)
 
 
-def test_a_damaged_checkpoint_is_never_believed():
-    refused = 0
+@pytest.mark.parametrize("segmented", [False, True], ids=["whole", "in segments"])
+def test_a_damaged_checkpoint_is_never_believed(segmented, monkeypatch):
+    if segmented:
+        cut_small(monkeypatch)
+    refused = segments = 0
     for seed in range(40 * MANY):
         log, chance = OddLog(seed), random.Random(seed)
         log.grow(60)
         changed, _ = changes(log.fold, lambda w: len(w.correlation) % 2 == 0, whole=True)
         good = Checkpoint(log.fold.position, log.fold.last_id.encode(), changed)
         assert restore(PartitionFold(0, log.log.partitions), good)
+        segments += sum(len(key) == KEY_SIZE for key in good.entries)
         for _ in range(50):
             fold = PartitionFold(0, log.log.partitions)
             assert not restore(fold, damaged(good, chance))
             assert (fold.position, fold.entries, fold.listeners) == (0, {}, {})
             refused += 1
     assert refused == 2000 * MANY
+    assert (segments > 200 * MANY) == segmented
 
 
 @pytest.mark.parametrize("seed", range(4))

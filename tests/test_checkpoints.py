@@ -6,6 +6,7 @@ import random
 
 import msgspec
 import pytest
+from long_talk import cut_small
 from random_log import RandomLog, whole, written
 
 from refold.bus.broker import Checkpoint
@@ -29,6 +30,8 @@ def bare(w: Workflow) -> Workflow:
 def test_a_checkpoint_and_the_tail_equal_the_fold_from_zero(go, seed, monkeypatch):
     chance = random.Random(seed)
     monkeypatch.setattr(partition_module, "RECENT", chance.choice([0, 1, 256]))
+    if seed % 2:
+        cut_small(monkeypatch)
 
     async def main():
         log = RandomLog(seed, workflows=chance.choice([2, 6]))

@@ -211,8 +211,8 @@ IN_THE_WORKER = [
         "after a save that failed only what changed since is saved",
         OWNERSHIP,
         "        place.checkpoint_failed = True  # whether it was written is not known: all of it, next time\n"
-        "        fold.changed |= before[0]\n"
-        "        fold.gone |= before[1]\n"
+        "        fold.changed |= before\n"
+        "        fold.stale.update(gone)\n"
         "        raise\n",
         "        raise\n",
         "test_found_in_simulation.py::test_a_checkpoint_that_could_not_be_saved_leaves_nothing_of_what_is_complete",
