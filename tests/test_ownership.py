@@ -1,4 +1,4 @@
-"""Taking a partition over and giving it up: what the log says of it, and what must not be written by who has lost it."""
+"""Taking a partition over and giving it up: what the log says of it, and what who has lost it must not write."""
 
 from __future__ import annotations
 
@@ -133,7 +133,10 @@ def test_a_run_that_was_about_to_go_on_when_its_worker_stopped_goes_on(go, until
 
 def test_no_handler_starts_before_all_that_was_acknowledged_is_folded(go, until):
     agent, calls = Agent("a"), []
-    agent.on_task(calls.append)
+
+    @agent.on_task
+    def handle(n: int) -> None:
+        calls.append(n)
 
     async def main():
         broker = await opened(1)
