@@ -5,6 +5,7 @@ from __future__ import annotations
 from refold.bus import codec, facts, kinds
 from refold.bus.broker import Checkpoint, Stored
 from refold.bus.message import AgentMessage
+from refold.bus.partition import partition_of
 from refold.projections.checkpoint import changes, restore
 from refold.projections.partition import PartitionFold
 
@@ -99,3 +100,30 @@ def test_who_owns_outlasts_a_checkpoint():
     assert restore(again, Checkpoint(log.fold.position, log.fold.last_id.encode(), changed))
     assert again.groups == log.fold.groups
     assert again.listeners == log.fold.listeners == {"a": ()}
+
+
+def test_a_partitions_own_record_and_a_stray_have_their_place_and_no_workflow():
+    fold = PartitionFold(0, 2)
+    stray = next(f"w{n}" for n in range(9) if partition_of(f"w{n}", 2) == 1)
+    for position, key in ((3, None), (5, stray)):
+        message = AgentMessage(
+            id="r", sender_id="m", receiver_id="*", correlation_id=key or "", timestamp=1.0,
+            message_type="note" if key else kinds.OWNER_RELEASED,
+            fact=None if key else facts.OwnerReleased(group="g", epoch=1, member="m"),
+        )  # fmt: skip
+        stored = Stored(position, key, codec.encode(message), 1.0)
+        r = fold.open_envelope(stored)
+        assert r is not None
+        assert list(fold.missing(r)) == []
+        folded = fold.fold(stored, r)
+        assert (folded.position, folded.envelope, folded.workflow, folded.value) == (position, r, None, stored.value)
+        assert folded.verdict == ("misplaced" if key else "ledger")
+        assert (fold.position, fold.last_id) == (position, "r")
+    assert list(fold.strays) == [5]
+
+
+def test_bytes_that_are_no_record_are_counted_and_no_anchor():
+    log = Log()
+    log.owner(1)
+    assert log.fold.open_envelope(Stored(2, "w", b"nonsense", 1.0)) is None
+    assert (log.fold.undecodable, log.fold.position, log.fold.last_id) == (1, 2, "")

@@ -357,3 +357,63 @@ def test_an_answer_to_a_step_that_stays_stays_after_a_rollback(play):
     assert play.step_of(key, "1").settled
     play.roll_back(1)
     assert play.handling_of(key).steps == {}
+
+
+def test_what_a_message_says_of_its_urgency_and_its_time_stands_in_its_handling(play):
+    play.listeners["ann"] = ("note",)
+    m = play.outside("boss", "ann", "note", priority=2, ttl=30.0)
+    play.append(m)
+    h = play.handling_of(("ann", m.id))
+    assert (h.kind, h.priority, h.inside, h.expires) == ("note", 2, False, m.timestamp + 30.0)
+    assert play.write(("ann", m.id), "task_request", "1", receiver_id="bob", asked=True, priority=9) == "admitted"
+    (asked,) = [h for h in play.w.open_handlings() if h.agent == "bob"]
+    assert (asked.kind, asked.priority, asked.inside, asked.expires) == ("task_request", 9, True, None)
+
+
+def test_a_handling_that_is_redriven_and_its_request_are_as_if_nothing_had_ended(play):
+    key = play.ask()
+    play.fail(key)
+    assert play.handling_of(key).end == "error_report"
+    assert play.w.view.requests[key[1]].answer_kind == "error_report"
+    assert play.redrive(key) == "admitted"
+    h, q = play.handling_of(key), play.w.view.requests[key[1]]
+    assert (h.round, h.closed, h.end, h.causes, h.dead, h.tries, h.due, h.parked) == (1, 0, "", (), "", 0, None, "")
+    assert (q.answered, q.answer, q.answer_id, q.answer_kind) == (0, (0, -1), "", "")
+
+
+def test_an_effect_that_failed_for_good_and_is_begun_again_by_a_redrive_is_in_flight_again(play):
+    key = play.ask()
+    effect = ids.effect_key(WORKFLOW, *key, "1", 0)
+    intent = facts.EffectIntended(effect=effect, policy="compensate")
+    play.write(key, "effect_intended", "1", fact=intent)
+    play.write(key, "effect_failed", "1", fact=facts.EffectFailed(effect=effect, policy="compensate", final=True))
+    assert play.w.ledger.effects[effect].status == "failed"
+    play.fail(key, "1")
+    play.redrive(key)
+    assert play.write(key, "effect_intended", "1", fact=intent) == "admitted"
+    assert play.w.ledger.effects[effect].status == "intended"
+    play.roll_back(1)
+    assert play.w.ledger.unresolved() == [effect]
+
+
+def test_a_compensation_that_ends_although_it_was_waived_has_compensated(play):
+    key = play.ask()
+    effect = ids.effect_key(WORKFLOW, *key, "1", 0)
+    play.write(key, "effect_completed", "1", fact=facts.EffectCompleted(effect=effect, policy="compensate"))
+    play.roll_back(1)
+    fact = facts.Compensation(effect=effect)
+    for kind, status in (
+        ("compensation_started", "compensating"), ("compensation_waived", "waived"),
+        ("compensation_completed", "compensated"),
+    ):  # fmt: skip
+        assert play.operator(kind, fact) == "ledger"
+        assert play.w.ledger.effects[effect].status == status
+
+
+def test_what_was_delivered_is_not_looked_at_again(play):
+    key = play.ask()
+    spawn = play.spawn(key, "1")
+    assert list(play.w.ledger.pending) == [spawn]
+    assert play.operator("delivered", facts.Delivered(subject=spawn)) == "ledger"
+    assert list(play.w.ledger.pending) == []
+    assert play.w.duties() == []
