@@ -21,7 +21,7 @@ BrokerOption = Annotated[
     str | None,
     typer.Option(
         "--broker", "-b", metavar="URL",
-        help=f"Which log. Default: {VARIABLE}, or broker in [tool.refold] of pyproject.toml, or {DEFAULT_BROKER}.",
+        help=f"Which log. Default: {VARIABLE}, or broker in \\[tool.refold] of pyproject.toml, or {DEFAULT_BROKER}.",
     ),
 ]  # fmt: skip
 JsonOption = Annotated[bool, typer.Option("--json", help="For programs: JSON on standard output.")]

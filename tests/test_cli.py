@@ -455,6 +455,10 @@ def test_every_command_has_json_and_a_help_text():
         assert ("--broker" in options) == (name not in ("new", "demo", "version")), name
 
 
+def test_a_help_text_says_where_the_log_may_be_named(shell):
+    assert "[tool.refold]" in shell.call("ps", "--help").stdout
+
+
 def test_help_loads_no_engine(shell):
     code = (
         "import sys\ntry:\n    import refold.cli; refold.cli.main(['--help'])\nexcept SystemExit: pass\n"
