@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 
 import msgspec
 from msgspec import Struct, field
@@ -175,14 +175,6 @@ class Workflow(Struct, gc=False, omit_defaults=True):
         """Return the first `version` records of the path of that generation. Never changes once seen."""
         path = self.view.path if generation == self.generation else self.closed[generation]
         return path[:version]
-
-
-def fold(records: Iterable[tuple[int, bytes]], correlation: str, listeners: Listeners = NOBODY) -> Workflow:
-    """Return the fold of (position, bytes) of one workflow, from its start."""
-    w = Workflow(correlation)
-    for position, raw in records:
-        w.admit(envelope(raw), position, listeners)
-    return w
 
 
 # ---- admission -----------------------------------------------------------------------------------------------------
@@ -359,4 +351,4 @@ def _fits(new: View, x: Envelope | None) -> bool:
     )
 
 
-__all__ = ["Key", "Listeners", "NeedsHistory", "Ref", "Workflow", "corrections", "fold", "judge", "rolled_back"]
+__all__ = ["Key", "Listeners", "NeedsHistory", "Ref", "Workflow", "corrections", "judge", "rolled_back"]

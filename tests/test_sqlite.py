@@ -261,6 +261,29 @@ def test_a_commit_of_another_process_is_delivered_at_once(go, tmp_path):
     go(main())
 
 
+@pytest.mark.parametrize("order", ["before", "between"])
+def test_what_others_appended_is_not_skipped_although_nobody_rang(go, tmp_path, monkeypatch, until, order):
+    """Records of one's own need not be read from the file, unless something of others' lies before or between them."""
+
+    async def main():
+        path = tmp_path / "log.db"
+        async with opened(path) as mine, opened(path) as other, mine.subscribe("g", "m") as sub:
+            await gather_events(sub, until, lambda _: len(sub.owned()) == 2)
+            sub.seek(0, 1)
+            assert await sub.fetch(max_wait=0) == []
+            monkeypatch.setattr(sub, "hear", lambda word: None)
+            writers = [other, mine] if order == "before" else [mine, other, mine]
+            wanted = [f"r{n}" for n in range(len(writers))]
+            for id, writer in zip(wanted, writers, strict=True):
+                await writer.append([item(0, "w", id)])
+            last = len(wanted)
+            events = await gather_events(sub, until, lambda found: found and found[-1].records[-1].position == last)
+            values = [s.value for event in events for s in event.records]
+            assert values == [f"value of {id}".encode() for id in wanted]
+
+    go(main())
+
+
 def test_two_that_make_the_same_log_at_once_make_one(go, tmp_path):
     async def main():
         brokers = [SqliteBroker(tmp_path / "log.db") for _ in range(6)]

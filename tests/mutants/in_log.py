@@ -102,25 +102,21 @@ IN_THE_LOG = [
         LEASES,
         "        if before != seen.leases.get(p) or (before is not None and before.owner in renewed):",
         "        if before != seen.leases.get(p):",
-        "test_sqlite.py",
-        "test_conformance.py::test_every_promise_of_the_port_is_kept",
+        "test_leases.py",
     ),
     wrong(
         "a lease is taken although another has taken it meanwhile",
         LEASES,
         "        if before != seen.leases.get(p) or (before is not None and before.owner in renewed):",
         "        if before is not None and before.owner in renewed:",
-        "test_sqlite.py",
-        "test_conformance.py::test_every_promise_of_the_port_is_kept",
+        "test_leases.py",
     ),
     wrong(
         "a takeover keeps the epoch",
         LEASES,
         "        epoch = before.epoch + 1 if before is not None else 1\n",
         "        epoch = before.epoch if before is not None else 1\n",
-        PORT,
-        "test_sqlite.py",
-        "test_conformance.py::test_every_promise_of_the_port_is_kept",
+        "test_leases.py",
     ),
     wrong(
         "a release of an older epoch releases the newer one (in the file)",
@@ -129,8 +125,7 @@ IN_THE_LOG = [
         "        (group, partition, epoch, me),\n",
         "        \"UPDATE leases SET released=1, owner='' WHERE grp=? AND partition=? AND owner=?\",\n"
         "        (group, partition, me),\n",
-        "test_sqlite.py",
-        "test_conformance.py::test_every_promise_of_the_port_is_kept",
+        "test_leases.py",
     ),
     wrong(
         "a release of an older epoch releases the newer one (in memory)",
@@ -167,8 +162,7 @@ IN_THE_LOG = [
         "brokers/sqlite/subscription.py",
         "            if records[0].position > start or records[-1].position - records[0].position >= len(records):",
         "            if False:",
-        "test_sqlite.py",
-        PORT,
+        "test_sqlite.py::test_what_others_appended_is_not_skipped_although_nobody_rang",
     ),
     wrong(
         "a file that was replaced is written to",
