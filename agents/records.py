@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
+from collections import defaultdict, deque
 from collections.abc import Iterable
 
 from ..bus import codec, facts, ids
@@ -20,19 +20,24 @@ class Records:
         self._broker = broker
         self._limit = limit
         self._size = 0
-        self._hot: OrderedDict[tuple[int, int], bytes] = OrderedDict()
+        self._hot: defaultdict[int, dict[int, bytes]] = defaultdict(dict)
+        self._order: deque[tuple[int, int]] = deque()
 
     def put(self, partition: int, stored: Stored) -> None:
         """Keep a record that was folded, as long as there is room."""
-        self._hot[partition, stored.position] = stored.value
+        hot = self._hot[partition]
+        if stored.position in hot:  # folded again, after the partition was lost and came back
+            return
+        hot[stored.position] = stored.value
+        self._order.append((partition, stored.position))
         self._size += len(stored.value)
         while self._size > self._limit:
-            _, value = self._hot.popitem(last=False)
-            self._size -= len(value)
+            oldest, position = self._order.popleft()
+            self._size -= len(self._hot[oldest].pop(position))
 
     def at_hand(self, partition: int, ref: Ref) -> bytes | None:
         """Return a record's bytes where they need not be read."""
-        return self._hot.get((partition, ref[0])) if ref[1] < 0 else None
+        return self._hot[partition].get(ref[0]) if ref[1] < 0 else None
 
     async def read(self, partition: int, ref: Ref) -> bytes:
         """Return a record's bytes. Raises LogTruncated."""
@@ -44,7 +49,8 @@ class Records:
     async def read_many(self, partition: int, refs: Iterable[Ref]) -> dict[Ref, bytes]:
         """Return several records' bytes, read in one go. Raises LogTruncated."""
         wanted = set(refs)
-        found = {p: raw for p, _ in wanted if (raw := self._hot.get((partition, p))) is not None}
+        hot = self._hot[partition]
+        found = {p: hot[p] for p, _ in wanted if p in hot}
         missing = sorted({p for p, _ in wanted} - set(found))
         if missing:
             found |= {s.position: s.value for s in await self._broker.read_at(partition, missing)}

@@ -9,14 +9,13 @@ from itertools import groupby
 from operator import itemgetter
 
 STUBS = 100_000
-CHUNK = 4096
+CHUNK = 1024
 
 Stub = tuple[bytes, int, int, int]
 """(hash of the correlation id, first position, last position, number of the stub)."""
 
 ROW = struct.Struct("<8sQQ")
 """Eight bytes of the hash: that a workflow is taken for one that is known costs a look into the log, no more."""
-NOTHING = bytes(ROW.size)
 LIMIT = 2**32 - 1
 
 
@@ -63,7 +62,7 @@ class Stubs:
         self._count -= 1
         chunk, at = divmod(number, CHUNK)
         self._changed.add(chunk)
-        self._rows[chunk][at * ROW.size : (at + 1) * ROW.size] = NOTHING
+        ROW.pack_into(self._rows[chunk], at * ROW.size, b"", 0, 0)
         self._used[chunk] -= 1
         if not self._used[chunk]:
             del self._rows[chunk], self._used[chunk]
@@ -95,9 +94,10 @@ class Stubs:
             known = [self._number_of(taken) for taken in self._slots if taken]
             self._fill(((n, self._key(n)) for n in known), 2 * len(self._slots))
         chunk, at = divmod(number, CHUNK)
-        rows = self._rows.setdefault(chunk, bytearray())
-        rows.extend(bytes(max(0, at * ROW.size - len(rows))))
-        rows[at * ROW.size : (at + 1) * ROW.size] = ROW.pack(key, first, last)
+        rows = self._rows.get(chunk)
+        if rows is None:
+            rows = self._rows[chunk] = bytearray(CHUNK * ROW.size)  # whole: what grows bit by bit leaves holes behind
+        ROW.pack_into(rows, at * ROW.size, key, first, last)
         self._used[chunk] = self._used.get(chunk, 0) + 1
         self._slots[self._slot(key)] = number % LIMIT + 1
         self._count += 1

@@ -21,9 +21,11 @@ from hosting import QUICK, working
 
 from refold import Agent, AgentMessage, Context, MessageBus, Worker
 from refold.agents import worker as worker_module
+from refold.agents.records import Records
+from refold.brokers.memory import MemoryBroker
 from refold.brokers.sqlite import SqliteBroker
 from refold.bus import codec
-from refold.bus.broker import Broker, Duplicate, Item, LogSpec, Outgoing
+from refold.bus.broker import Broker, Duplicate, Item, LogSpec, Outgoing, Stored
 from refold.bus.partition import partition_of
 from refold.projections import partition as partition_module, stubs as stubs_module
 from refold.projections.history import read_workflow
@@ -316,3 +318,15 @@ def test_what_waits_for_an_agent_that_starts_at_last_is_handled_once_and_in_orde
             assert all(place[n] < place[n + 1] for n in range(0, records, 2)), "a note before the request it follows"
 
     asyncio.run(wait())
+
+
+def test_records_that_are_folded_again_are_kept_once() -> None:
+    """A partition that comes back is folded again; the room that its records take is counted once."""
+    records = Records(MemoryBroker(), limit=1000)
+    for _ in range(50):
+        for position in range(1, 9):
+            records.put(0, Stored(position, "w", b"x" * 100, 0.0))
+    assert [records.at_hand(0, (position, -1)) for position in range(1, 9)] == [b"x" * 100] * 8
+    for position in range(9, 30):
+        records.put(1, Stored(position, "w", b"y" * 100, 0.0))
+    assert sum(records.at_hand(p, (n, -1)) is not None for p in (0, 1) for n in range(40)) == 10
