@@ -267,6 +267,7 @@ async def in_a_branch_beside_one_that_waits(ctx: Context, n: int) -> Any:
 
 async def forgotten_task(ctx: Context, n: int) -> Any:
     task = asyncio.create_task(_use(ctx))
+    task.add_done_callback(lambda t: t.cancelled() or t.exception())
     await ctx.receive("never")
     await task
 

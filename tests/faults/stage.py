@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import os
 import random
+import re
 import resource
 import signal
 import sqlite3
@@ -139,8 +140,10 @@ class Stage:
         return (self.folder / f"{process.name}-{number}.log").read_text(errors="replace").splitlines()
 
     def last_words(self, process: Process) -> str:
-        """Return the end of a process's log."""
-        return ([line for line in self.said(process) if line.strip()] or [""])[-1]
+        """Return what a process said last, or the last error that it named."""
+        lines = [line.strip(" |") for line in self.said(process) if line.strip(" |+-")]
+        errors = [line for line in lines if re.match(r"[\w.]+: ", line)]
+        return (errors or lines or [""])[-1]
 
     def is_locked(self) -> bool:
         """Somebody holds the log's write lock, and goes on holding it."""
