@@ -20,6 +20,14 @@ A_PATH = re.compile(r"`((?:[\w.-]+/)+[\w.-]*)`|\]\(([\w./-]+)\)")
 UNFINISHED = re.compile(r"\b(TODO|FIXME|XXX)\b")
 
 
+@pytest.fixture(autouse=True)
+def no_finalizers():
+    """Python 3.11 gives up on a syntax tree when a finalizer meanwhile prints a traceback, which parses too."""
+    gc.disable()
+    yield
+    gc.enable()
+
+
 def _name(path: Path) -> str:
     return str(path.relative_to(ROOT))
 
@@ -35,14 +43,6 @@ def _imported_absolutely(path: Path) -> set[str]:
 
 
 @pytest.mark.parametrize("path", SHIPPED, ids=_name)
-@pytest.fixture(autouse=True)
-def no_finalizers():
-    """Python 3.11 gives up on a syntax tree when a finalizer that runs meanwhile prints a traceback, which parses too."""
-    gc.disable()
-    yield
-    gc.enable()
-
-
 def test_the_first_line_of_a_file_says_what_it_is_for(path):
     said = ast.get_docstring(ast.parse(path.read_text("utf-8")))
     assert said, f"{_name(path)} has no docstring"
