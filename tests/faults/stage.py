@@ -162,6 +162,11 @@ class Stage:
     def acknowledged(self, op: str = "append") -> int:
         return sum(line["op"] == op and line["outcome"] == "ok" for line in self.history())
 
+    def size(self) -> int:
+        """Return the bytes of the log's larger file."""
+        files = (self.folder / "log.db", self.folder / "log.db-wal")
+        return max((path.stat().st_size for path in files if path.exists()), default=0)
+
     def calls(self) -> int:
         return len(ledger.read(self.folder / "ledger"))
 
