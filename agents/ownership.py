@@ -82,7 +82,8 @@ async def save_checkpoint(worker: Worker, sub: Subscription, place: Place) -> bo
 
 async def _save(worker: Worker, sub: Subscription, place: Place) -> bool:
     fold = place.fold
-    if fold.position <= place.saved_position or not fold.last_id:
+    news = fold.position > place.saved_position or fold.changed or fold.gone or fold.stale
+    if not news or not fold.last_id:
         return True
     whole, place.checkpoint_failed = place.checkpoint_failed, False
     hosted, before = set(worker.agents), fold.changed

@@ -9,10 +9,12 @@ import pytest
 
 from refold import Agent, AgentError, AgentMessage, Context, MessageBus, Worker
 from refold.agents.execution import append_records
+from refold.agents.ownership import save_checkpoint
 from refold.brokers.memory import MemoryBroker
 from refold.bus import codec
 from refold.bus.broker import LogSpec
 from refold.bus.errors import ConfigError, GroupConflict, WorkflowExists
+from refold.bus.ids import record_key
 from refold.bus.partition import partition_of
 from refold.projections.history import read_workflow
 from refold.projections.status import Status
@@ -232,5 +234,25 @@ def test_a_record_that_is_there_already_takes_none_of_those_beside_it_with_it(go
             await append_records(worker, 0, "w", notes, fence)
         page = await broker.read_workflow("w")
         assert sorted(codec.decode(s.value).id for s in page.records if s.key is not None) == ["n0", "n1", "n2"]
+
+    go(main())
+
+
+def test_a_workflow_that_is_found_complete_after_its_last_record_was_saved_leaves_the_checkpoint_too(go, until):
+    async def main():
+        broker, starts = await opened(1), []
+        async with MessageBus.open(broker) as bus, working(broker, asker(starts)) as worker:
+            handle = await bus.start("asker", 1, id="w")
+            await until(lambda: starts)
+            (place,) = worker.places.values()
+            await save_checkpoint(worker, worker.sub, place)
+            kept = set((await broker.checkpoint("g", 0)).entries)
+            await handle.send(2, kind="more")
+            assert await handle.result(10) == 3
+            await until(lambda: place.fold.gone)
+            place.saved_position = place.fold.position  # it was saved between the record and its settling
+            await save_checkpoint(worker, worker.sub, place)
+            assert set((await broker.checkpoint("g", 0)).entries).isdisjoint({record_key("w")})
+            assert record_key("w") in kept
 
     go(main())
