@@ -22,6 +22,7 @@ from faults.stage import staged
 from faults.writer import PARTITIONS, value_of
 
 from refold.brokers.sqlite import SqliteBroker
+from refold.brokers.sqlite.appending import Tails
 from refold.bus.broker import LogSpec
 from refold.bus.errors import LogCorrupt, RefoldError
 
@@ -189,3 +190,15 @@ def test_a_worker_whose_file_is_damaged_under_it_stops_and_says_so_and_is_refuse
             assert "restore it from its backup" in stage.last_words(again)
 
     asyncio.run(run())
+
+
+def test_nothing_is_appended_behind_a_record_that_has_lost_its_time():
+    with contextlib.closing(sqlite3.connect(":memory:")) as db:
+        db.execute("CREATE TABLE records(at INTEGER PRIMARY KEY, time)")
+        tails = Tails()
+        tails.begin(db)
+        assert tails.take(db, 0, 1, 5.0) == (0, 5.0)
+        db.execute("INSERT INTO records VALUES (1, NULL)")
+        tails.begin(db)  # what was begun before has not been committed: the file is read again
+        with pytest.raises(LogCorrupt, match="newest record of partition 0 has no time"):
+            tails.take(db, 0, 1, 5.0)

@@ -85,7 +85,7 @@ async def losses(folder: Path, before: Told) -> list[str]:
         there = await found(broker)
         assert sorted(there) == list(range(1, len(there) + 1)), "a record is there, one before it is not"
         saved = [c.entries for p in range(PARTITIONS) if (c := await broker.checkpoint("group", p)) is not None]
-        numbers = [int(entries[b"sent"]) for entries in saved]
+        numbers = [int(entries.get(b"sent", b"0")) for entries in saved]
         out = [f"record {n}" for n, where in before.appended.items() if there.get(n) != where]
         out += [f"checkpoint {before.saved}"] if before.saved > max(numbers, default=0) else []
         out += ["the log"] if before.log_id not in ("", meta.log_id) else []

@@ -8,7 +8,7 @@ from itertools import chain
 from typing import TypeVar
 
 from ...bus.broker import Appended, Conflict, Duplicate, Fence, Fenced, Item, LogMeta, Result, Stored
-from ...bus.errors import TooLarge
+from ...bus.errors import LogCorrupt, TooLarge
 from .leases import current_epoch
 from .schema import MASK, SHIFT, crc_of, id_hash, key_hash, place
 
@@ -53,6 +53,11 @@ class Tails:
                 "SELECT at, time FROM records WHERE at >= ? AND at < ? ORDER BY at DESC LIMIT 1",
                 (partition << SHIFT, (partition + 1) << SHIFT),
             ).fetchone()
+            if row is not None and type(row[1]) is not float:
+                raise LogCorrupt(
+                    f"{db.execute('PRAGMA database_list').fetchone()[2]} is damaged, the newest record of partition "
+                    f"{partition} has no time: restore it from its backup"
+                )
             known = row or (partition << SHIFT, now)
         at, time = known[0], max(known[1], now)
         self._known[partition] = (at + count, time)
