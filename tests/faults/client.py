@@ -45,7 +45,7 @@ class Client:
                     self.say(op, "fail", error=type(error).__name__, **names)
                 except (BrokerUnavailable, RequestTimeout) as error:
                     self.say(op, "info", error=type(error).__name__, **names)
-                await asyncio.sleep(0.02)
+                await asyncio.sleep(0.25)
 
     async def order(self, number: int, job: dict[str, Any], agent: str) -> None:
         """Start a workflow, speak in it, wait for its answer."""
