@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from refold.bus import codec, facts, kinds
 from refold.bus.broker import Checkpoint, Stored
-from refold.bus.message import AgentMessage
+from refold.bus.message import AgentMessage, Expected, Work
 from refold.bus.partition import partition_of
 from refold.projections.checkpoint import changes, restore
 from refold.projections.partition import PartitionFold
@@ -127,3 +129,24 @@ def test_bytes_that_are_no_record_are_counted_and_no_anchor():
     log.owner(1)
     assert log.fold.open_envelope(Stored(2, "w", b"nonsense", 1.0)) is None
     assert (log.fold.undecodable, log.fold.position, log.fold.last_id) == (1, 2, "")
+
+
+def test_where_stubs_were_forgotten_a_record_that_goes_on_is_judged_with_its_history_and_a_start_without():
+    fold = PartitionFold(0, 1)
+    fold.stubs.forgot = True
+
+    def missing(kind: str, **fields: Any) -> list[str]:
+        message = AgentMessage(
+            id="r", sender_id="m", receiver_id="a", correlation_id="w", timestamp=1.0, message_type=kind, **fields
+        )
+        r = fold.open_envelope(Stored(1, "w", codec.encode(message), 1.0))
+        assert r is not None
+        return list(fold.missing(r))
+
+    work = Work(message="m", writer="x")
+    assert missing("note") == missing(kinds.TASK_REQUEST, asked=True) == []
+    assert missing(kinds.CANCELLED, fact=facts.Cancelled()) == ["w"]
+    assert missing(kinds.DELIVERED, fact=facts.Delivered(subject="s")) == ["w"]
+    assert missing("note", work=work, generation=0) == missing("note", generation=0) == ["w"]
+    assert missing("note", expected=Expected(version=0)) == missing("note", expected=Expected(version=3)) == ["w"]
+    assert missing("note", in_reply_to="q") == missing("note", causation_id="q") == ["w"]

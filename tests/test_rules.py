@@ -417,3 +417,96 @@ def test_what_was_delivered_is_not_looked_at_again(play):
     assert play.operator("delivered", facts.Delivered(subject=spawn)) == "ledger"
     assert list(play.w.ledger.pending) == []
     assert play.w.duties() == []
+
+
+def test_what_was_waived_after_it_was_completed_stays_so_and_what_was_parked_may_still_end(play):
+    key = play.ask()
+    effects = [ids.effect_key(WORKFLOW, *key, step, 0) for step in ("1", "2")]
+    for step, effect in zip(("1", "2"), effects, strict=True):
+        play.write(key, "effect_completed", step, fact=facts.EffectCompleted(effect=effect, policy="compensate"))
+    play.roll_back(1)
+    assert play.operator("compensation_started", facts.Compensation(effect=effects[1])) == "ledger"
+    assert play.operator("compensation_failed", facts.Compensation(effect=effects[1], final=True)) == "ledger"
+    assert play.w.ledger.parked() == [effects[1]]
+    assert play.operator("compensation_completed", facts.Compensation(effect=effects[1])) == "ledger"
+    assert play.w.ledger.effects[effects[1]].status == "compensated"
+    assert play.operator("compensation_waived", facts.Compensation(effect=effects[0])) == "ledger"
+    intent = facts.EffectIntended(effect=effects[0], policy="compensate")
+    assert play.write(key, "effect_intended", "1", fact=intent) == "admitted"
+    assert play.w.ledger.effects[effects[0]].status == "waived"
+
+
+def test_who_waits_for_a_kind_goes_on_waiting_when_another_who_waits_for_it_is_over(play):
+    ann, bob = play.ask("ann"), play.ask("bob")
+    for key in (ann, bob):
+        play.write(key, "timer_set", "1", fact=receives())
+    play.fail(ann)
+    note = play.note("*")
+    step = play.step_of(bob, "1")
+    assert (step.took, step.failed, step.value_kind) == (note, False, "note")
+    assert play.w.view.receiving == {}
+
+
+def test_starts_are_counted_until_something_is_recorded(play):
+    key = play.ask()
+    for alone in (False, True, True):
+        assert play.write(key, "attempt_started", fact=facts.AttemptStarted(alone=alone)) == "admitted"
+    assert (play.handling_of(key).starts, play.handling_of(key).lone_starts) == (3, 2)
+    play.write(key, "state_changed", "1", fact=facts.StateChanged())
+    assert (play.handling_of(key).starts, play.handling_of(key).lone_starts) == (0, 0)
+
+
+def test_an_effect_whose_step_calls_another_one_since_is_not_held_any_more(play):
+    key = play.ask()
+    first, second = (ids.effect_key(WORKFLOW, *key, "1", n) for n in (0, 1))
+    intended = [facts.EffectIntended(effect=effect, policy="compensate") for effect in (first, second)]
+    play.write(key, "effect_intended", "1", fact=intended[0])
+    intent = play.w.view.path[-1].id
+    assert play.write(key, "effect_unknown", "1", fact=facts.EffectUnknown(intent=intent)) == "admitted"
+    assert play.w.ledger.unresolved() == []
+    assert play.write(key, "effect_intended", "1", fact=intended[1]) == "admitted"
+    assert play.w.ledger.unresolved() == [first]
+
+
+def test_what_a_parked_handling_asked_is_given_up_by_its_redrive_and_says_so(play):
+    key = play.ask()
+    play.write(key, "task_request", "1", receiver_id="bob", asked=True)
+    asked = play.w.view.path[-1].id
+    parked = facts.AttemptFailed(error="Divergence", parked="divergence")
+    play.write(key, "attempt_failed", fact=parked)
+    assert play.redrive(key, keep="none") == "admitted"
+    assert play.w.view.requests[asked].answer_kind == "redriven"
+    assert play.w.view.handlings[asked]["bob"].end == "request redriven"
+
+
+def test_receives_that_a_redrive_keeps_take_their_messages_in_the_order_in_which_they_began_to_wait(play):
+    key = play.ask()
+    play.write(key, "timer_set", "1.2.1", fact=receives())
+    play.write(key, "timer_set", "1.1.1", fact=receives())
+    play.fail(key)
+    first, second = play.note("ann"), play.note("ann")
+    play.redrive(key)
+    assert [play.step_of(key, path).took for path in ("1.2.1", "1.1.1")] == [first, second]
+
+
+def test_what_is_known_to_have_failed_may_be_dropped_although_it_could_not_be_taken_back(play):
+    key = play.ask()
+    effect = ids.effect_key(WORKFLOW, *key, "1", 0)
+    play.write(key, "effect_intended", "1", fact=facts.EffectIntended(effect=effect, policy="irreversible"))
+    intent = play.w.view.path[-1].id
+    play.write(key, "effect_unknown", "1", fact=facts.EffectUnknown(intent=intent))
+    failed = facts.EffectFailed(effect=effect, policy="irreversible", final=True)
+    assert play.write(key, "effect_failed", "1", round=1, fact=failed) == "ledger"
+    assert play.w.ledger.effects[effect].status == "failed"
+    play.fail(key)
+    assert play.redrive(key, keep="none") == "admitted"
+
+
+def test_a_correction_is_an_input_from_outside_whatever_generation_it_was_written_with(play):
+    play.ask()
+    fix = codec.encode(play.outside("client", "ann", "note", generation=0))
+    now = Expected(generation=0, inputs=1)
+    fact = facts.RolledBack(to_version=1, op_id="fixed", with_inputs=(msgspec.Raw(fix),))
+    assert play.operator("rolled_back", fact, expected=now) == "admitted"
+    assert play.w.view.inputs == 2
+    assert play.w.view.path[-1].envelope.generation is None
