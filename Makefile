@@ -1,15 +1,17 @@
 # Each target makes the virtual environment that it needs; nothing is installed elsewhere. PYTHON=... picks an interpreter.
-.PHONY: help test test-all crash-points bench faults mutants check demo picture dev clean
+.PHONY: help test test-all crash-points bench faults mutants mutmut check demo picture dev clean
 VENV := $(CURDIR)/.venv
 CHECK := $(CURDIR)/.venv-check
 DEV := $(CURDIR)/.venv-dev
 BENCH := $(CURDIR)/.venv-bench
+MUTANTS := $(CURDIR)/.venv-mutants
 ROWS ?=
 TESTS ?=
 N ?= 2
 RUNS ?= 10
 SCENARIOS ?=
 WORDS ?=
+SAMPLE ?= 300
 
 help: ## show the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "make %-13s %s\n", $$1, $$2}'
@@ -38,6 +40,10 @@ mutants: ## put each seeded mistake into a copy of the product: the tests must n
 	@scripts/venv.sh $(VENV) editable test
 	cd tests && $(VENV)/bin/python -m mutants.run $(WORDS)
 
+mutmut: ## a sample of what mutmut makes of the fold, the scheduler, the ownership code (half an hour; SAMPLE=300)
+	@scripts/venv.sh $(MUTANTS) editable test mutants
+	cd tests && $(MUTANTS)/bin/python -m mutants.generated $(CURDIR)/.mutants --sample $(SAMPLE)
+
 check: ## ruff, import-linter, mypy and pyright, on what ships
 	@scripts/venv.sh $(CHECK) installed test check
 	@scripts/check.sh $(CHECK)
@@ -55,4 +61,4 @@ dev: ## an environment for editors; again after adding a file
 	@echo "choose $(DEV)/bin/python in your editor"
 
 clean: ## remove what the targets made
-	rm -rf $(VENV) $(CHECK) $(DEV) $(BENCH) .bench-* build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis refold-demo
+	rm -rf $(VENV) $(CHECK) $(DEV) $(BENCH) $(MUTANTS) .mutants .bench-* build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis refold-demo

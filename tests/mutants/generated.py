@@ -23,7 +23,7 @@ FILES = (
 )  # fmt: skip
 TESTS = (
     "rules", "fold_model", "partition_fold", "invariants", "checkpoints", "cohorts", "failure_and_time", "worker",
-    "found_in_simulation", "raw_verbs", "history", "leases", "sqlite",
+    "found_in_simulation", "ownership", "raw_verbs", "history", "scheduler", "leases", "sqlite",
 )  # fmt: skip
 TOO_SLOW = ("fold_model", "test_the_histories_meet_every_verdict_with_every_kind_that_can_have_it")
 ROOMS = ("agents", "brokers", "bus", "cli", "demo", "projections")
@@ -47,10 +47,8 @@ def lay_out(folder: Path) -> None:
     (folder / "mutants" / "src").mkdir(parents=True)  # Python forgets a folder on its path that is not there at first
 
 
-QUICK = (
-    'settings.register_profile("quick", deadline=None, database=None, '
-    'phases=[hypothesis.Phase.explicit, hypothesis.Phase.generate])'
-)
+QUICK = """from hypothesis import Phase
+settings.register_profile("quick", deadline=None, database=None, phases=[Phase.explicit, Phase.generate])"""
 """A failing example is not shrunk: that it fails is enough."""
 
 
@@ -112,6 +110,9 @@ def main() -> int:
     random.Random(given.seed).shuffle(names)
     mutmut(folder, "run", "--max-children", str(given.processes), *names[: given.sample])
     tried = {name: code for name, code in results(folder).items() if name in set(names[: given.sample])}
+    if any(code is None for code in tried.values()):
+        print("not all of the sample were tried: see above")
+        return 1
     print(*survivors(folder, tried))
     caught = sum(code not in (None, SURVIVED, NO_TEST) for code in tried.values())
     low, high = interval(caught, len(tried))

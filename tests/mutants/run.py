@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import queue
+import signal
 import sys
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
@@ -63,6 +64,7 @@ def main() -> int:
     arguments.add_argument("--processes", type=int, default=2)
     arguments.add_argument("--unsound", action="store_true", help="do not run the tests without a mistake first")
     given = arguments.parse_args()
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's job ignores it, and so would what tests start
     mutants = chosen(given.words)
     with tempfile.TemporaryDirectory(prefix="refold-mutants-") as folder, ThreadPoolExecutor(given.processes) as pool:
         copies: queue.Queue[Copy] = queue.Queue()
