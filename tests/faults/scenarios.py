@@ -66,11 +66,11 @@ async def worker_stopped(stage: Stage) -> None:
     client = stage.client("ann", 0, 24, spread=0.3, pause=0.1)
     await stage.until(lambda: stage.calls() > 3, 10, "work has begun")
     await stage.pause(0.0, 0.2)
-    first.signal(signal.SIGSTOP)
+    await stage.stop(first)
     while stage.is_locked():
         first.signal(signal.SIGCONT)
         await stage.pause(0.0, 0.02)
-        first.signal(signal.SIGSTOP)
+        await stage.stop(first)
     stage.worker()
     calls = stage.calls()
     await stage.until(lambda: stage.calls() > calls, 15, "another worker goes on")

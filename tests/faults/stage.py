@@ -17,6 +17,8 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from . import ledger
 
 TESTS = Path(__file__).parent.parent
@@ -144,6 +146,12 @@ class Stage:
         lines = [line.strip(" |") for line in self.said(process) if line.strip(" |+-")]
         errors = [line for line in lines if re.match(r"[\w.]+: ", line)]
         return (errors or lines or [""])[-1]
+
+    async def stop(self, process: Process) -> None:
+        """SIGSTOP; returns when the process stands still."""
+        process.signal(signal.SIGSTOP)
+        seen = psutil.Process(process.child.pid)
+        await self.until(lambda: seen.status() == psutil.STATUS_STOPPED, 10, "it stands still")
 
     def is_locked(self) -> bool:
         """Somebody holds the log's write lock, and goes on holding it."""
