@@ -27,7 +27,7 @@ from refold.bus.broker import LogSpec
 from refold.bus.errors import LogCorrupt, RefoldError
 
 Go = Callable[[Coroutine[Any, Any, Any]], Any]
-TIMES = 3000 if os.environ.get("REFOLD_TESTS") == "thorough" else 150
+TIMES = 1500 if os.environ.get("REFOLD_TESTS") == "thorough" else 150
 LEFT_BEHIND = """
 import asyncio, os, sys
 from pathlib import Path

@@ -124,7 +124,7 @@ def cuts(folder: Path, seed: int, synchronous: str, *, forget: str = "") -> Cuts
             n, took = n + 1, took + (disk.unsynced > 0)
             try:
                 out.lost.extend(f"{event}: {what}" for what in asyncio.run(losses(after, told(disk.marks))))
-            except (AssertionError, RefoldError, sqlite3.Error, ValueError) as error:
+            except (AssertionError, RefoldError, sqlite3.Error, LookupError, ValueError) as error:
                 out.broken.append(f"after event {at} ({event.kind} {event.name}): {type(error).__name__} {error}")
             shutil.rmtree(after)
     for name, file in disk.names.items():

@@ -4,8 +4,9 @@
 files. After the processes were killed, `PowerLoss.cut` makes the files what a disk may hold then: all that was written
 before the last sync of a file, and of each sector (512 or 4096 bytes) that was written since, any version; any size
 between; and of the names in the folder those of any moment since the folder was synced. -shm is never durable. What
-this does not play: sectors torn within 512 bytes, and disks that lose what they had synced (but `forget`, the control:
-syncs of these files count for nothing).
+this does not play: sectors torn within 512 bytes, truncations in part (file systems with a journal make them whole, and
+SQLite relies on it), and disks that lose what they had synced (but `forget`, the control: syncs of these files count
+for nothing).
 """
 
 from __future__ import annotations
@@ -99,14 +100,22 @@ class File:
 
     def torn(self, dice: random.Random, sector: int) -> bytes:
         """Return what the disk may hold: each sector as of any moment since the last sync, and so the size."""
-        image = bytearray(self.content)
-        sizes, versions = [len(image)], dict[int, list[bytes]]()
-        for event in self.asked:
-            before = len(image)
-            reach = max(before, event.offset, event.offset + len(event.data))
-            low = event.offset if event.kind == "w" else min(before, event.offset)
-            high = event.offset + len(event.data) if event.kind == "w" else reach
-            some = range(low // sector, -(-high // sector))
+        asked = self.asked
+        cuts = [n for n, event in enumerate(asked) if event.kind == "t"]
+        if cuts and dice.random() < 0.5:
+            asked = asked[: dice.choice(cuts)]  # it has not come to this truncation, hence not to what followed
+        base, image, versions = bytearray(self.content), bytearray(self.content), dict[int, list[bytes]]()
+        sizes = [len(image)]
+        for event in asked:
+            if event.kind == "t":
+                apply(image, event)
+                apply(base, event)
+                sizes = [size := event.offset]
+                versions = {
+                    n: [v[: size - n * sector] for v in found] for n, found in versions.items() if n * sector < size
+                }
+                continue
+            some = range(event.offset // sector, -(-(event.offset + len(event.data)) // sector))
             for n in some:
                 versions.setdefault(n, [bytes(image[n * sector : (n + 1) * sector])])
             apply(image, event)
@@ -115,8 +124,8 @@ class File:
                 versions[n].append(bytes(image[n * sector : (n + 1) * sector]))
         share = dice.choice((0.0, 0.1, 0.5, 0.9, 1.0))
         size = sizes[-1] if dice.random() < 0.5 else dice.choice(sizes)
-        out = bytearray(max(size, *sizes))
-        out[: len(self.content)] = self.content
+        out = bytearray(max(sizes))
+        out[: len(base)] = base
         for n, found in versions.items():
             chosen = found[-1] if dice.random() < share else dice.choice(found[:-1])
             out[n * sector : (n + 1) * sector] = chosen.ljust(sector, b"\0")
