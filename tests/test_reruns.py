@@ -16,7 +16,7 @@ from typing import Any, NamedTuple, TypedDict
 import msgspec
 import pydantic
 import pytest
-from hosting import QUICK, hosted, records
+from hosting import QUICK, hosted, records, working
 from hypothesis import HealthCheck, given, settings, strategies as st
 from programs import Do, Performer, World, programs
 
@@ -378,3 +378,29 @@ def test_a_branch_that_waits_for_something_else_keeps_its_turn(go):
     go(main())
     assert len(seen) == 3
     assert seen[1] == seen[2] == seen[0]
+
+
+def test_of_two_outcomes_of_one_call_the_first_in_the_log_is_its_value_also_for_who_made_the_second(go):
+    agent = Agent("a")
+
+    @agent.on_task
+    async def handle(ctx: Context, _: None) -> str:
+        return await ctx.effect("call", lambda: "mine")
+
+    class Contested(MemoryBroker):
+        async def append(self, items: Sequence[Item], fence: Fence | None = None) -> list[Result]:
+            for item in items:
+                for out in item.records:
+                    r = codec.decode(out.value)
+                    if r.message_type == "effect_completed":  # another owner's run of the same handling was faster
+                        theirs = codec.encode(codec.with_changes(r, payload="theirs"))
+                        await super().append([item._replace(records=(out._replace(value=theirs),))])
+            return await super().append(items, fence)
+
+    async def main():
+        broker = Contested()
+        await broker.ensure_log(LogSpec(partitions=1))
+        async with MessageBus.open(broker) as bus, working(broker, agent):
+            assert await bus.request(handle, None) == "theirs"
+
+    go(main())

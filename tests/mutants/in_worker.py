@@ -54,7 +54,10 @@ IN_THE_WORKER = [
                 "        self._failures: dict[str, str] = {}\n        self.mine: dict[str, bytes] = {}\n",
             ),
         ),
-        (SIMULATION, "test_reruns.py"),
+        (
+            "test_reruns.py::test_of_two_outcomes_of_one_call_the_first_in_the_log_is_its_value_also_for_who_made_"
+            "the_second",
+        ),
     ),
     wrong(
         "idempotency key without number",
