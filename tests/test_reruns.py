@@ -404,3 +404,29 @@ def test_of_two_outcomes_of_one_call_the_first_in_the_log_is_its_value_also_for_
             assert await bus.request(handle, None) == "theirs"
 
     go(main())
+
+
+def test_a_rerun_takes_outcomes_in_the_order_of_the_log_not_of_its_branches(go):
+    agent, seen = Agent("a", retry=QUICK), []
+
+    @agent.on_task
+    async def handle(ctx: Context, _: None) -> None:
+        order: list[int] = []
+        second = asyncio.Event()
+
+        async def branch(n: int) -> None:
+            await ctx.effect("step", second.wait if n == 1 else asyncio.sleep, *([] if n == 1 else [0]))
+            order.append(n)
+            second.set()
+
+        await ctx.gather(branch(1), branch(2))
+        seen.append(order)
+        if ctx.attempt < 3:
+            raise RuntimeError("once more")
+
+    async def main():
+        async with hosted(agent) as (bus, _):
+            await bus.request(handle, None)
+
+    go(main())
+    assert seen == [[2, 1]] * 3

@@ -72,19 +72,25 @@ IN_THE_WORKER = [
         "a recorded call is made again",
         RUN,
         "        if st is not None and st.settled:\n            await self._outcome(path, st.settled)\n",
-        "        if st is not None and st.settled and not isinstance(call, EffectCall):\n"
+        "        if st is not None and st.settled:\n            if isinstance(call, EffectCall):\n"
+        "                await invoke(call, st.effect, self.in_thread)\n"
         "            await self._outcome(path, st.settled)\n",
         "test_steps.py::test_an_effect_is_recorded_and_a_rerun_takes_its_value_from_the_log",
-        "test_reruns.py",
+    ),
+    wrong(
+        "a rerun takes a recorded value although it is not its turn",
+        RUN,
+        "        if st is not None and st.settled:\n            await self._outcome(path, st.settled)\n",
+        "        if st is not None and st.settled and not isinstance(call, EffectCall):\n"
+        "            await self._outcome(path, st.settled)\n",
+        "test_reruns.py::test_a_rerun_takes_outcomes_in_the_order_of_the_log_not_of_its_branches",
     ),
     wrong(
         "a call is made although the lease may be gone",
         RUN,
         "        await self.host.may_call()\n",
         "",
-        "test_ended_runs.py",
-        "test_found_in_simulation.py",
-        "test_worker.py",
+        "test_found_in_simulation.py::test_a_call_whose_record_comes_while_it_waits_for_the_lease_is_not_made_again",
     ),
     wrong(
         "divergence not noticed: a step is taken for another one",
@@ -112,7 +118,7 @@ IN_THE_WORKER = [
         RUN,
         "            await self._outcome(path, st.settled)\n",
         "            await self._outcome(path, 1)\n",
-        "test_reruns.py",
+        "test_reruns.py::test_a_rerun_takes_outcomes_in_the_order_of_the_log_not_of_its_branches",
     ),
     Mutant(
         "a run that was ended takes steps and appends",
