@@ -7,14 +7,19 @@ import socket
 
 import pytest
 from hosting import crash, opened, working
+from test_checkpoints import bare
 
 from refold import Agent, Context, MessageBus, Worker
+from refold.agents.ownership import save_checkpoint
 from refold.brokers.memory import MemoryBroker
 from refold.bus import codec, kinds
 from refold.bus.broker import LogSpec
 from refold.bus.clock import Clock
 from refold.bus.message import AgentMessage
+from refold.projections.checkpoint import fold_stored, restore
+from refold.projections.partition import PartitionFold
 from refold.projections.status import Status
+from refold.projections.workflow import Workflow
 
 
 def quick() -> Agent:
@@ -151,5 +156,91 @@ def test_no_handler_starts_before_all_that_was_acknowledged_is_folded(go, until)
                 await until(lambda: worker.places and worker.places[0].active)
                 assert await bus.request("a", 2) is None
             assert calls == [2]
+
+    go(main())
+
+
+def test_all_that_a_worker_appends_but_the_outcome_of_a_call_claims_its_right(go, until):
+    parent, child = Agent("parent"), Agent("child")
+    child.on_task(lambda n: n + 1)
+    child.on("note")(lambda n: None)
+
+    @parent.on_task
+    async def ask(ctx: Context, n: int) -> int:
+        ctx.send("child", n, kind="note")
+        ctx.update({"n": n})
+        await ctx.effect("call", lambda: n)
+        await ctx.sleep(0.01)
+        if ctx.attempt == 1:
+            raise RuntimeError("once more")
+        return await ctx.spawn("child", n) + await ctx.request("child", n)
+
+    class Seen(MemoryBroker):
+        async def append(self, items, fence=None):
+            for item in items:
+                kinds_of_it = {codec.envelope(r.value).message_type for r in item.records}
+                appends.append((kinds_of_it, fence and (fence.group, fence.partition, fence.epoch)))
+            return await super().append(items, fence)
+
+    appends: list[tuple[set[str], tuple[str, int, int] | None]] = []
+
+    async def main():
+        broker = Seen()
+        await broker.ensure_log(LogSpec(partitions=1))
+        async with MessageBus.open(broker) as bus, working(broker, parent, child, group="g"):
+            handle = await bus.start("parent", 1)
+            appends.clear()
+            assert await handle.result(10) == 4
+        claimed = {kind for found, fence in appends for kind in found if fence == ("g", 0, 1)}
+        free = {kind for found, fence in appends for kind in found if fence is None}
+        assert free == {kinds.EFFECT_COMPLETED, kinds.OWNER_RELEASED}
+        assert claimed >= {
+            "note", kinds.STATE_CHANGED, kinds.TIMER_SET, kinds.TIMER_FIRED, kinds.ATTEMPT_FAILED, kinds.TASK_REQUEST,
+            kinds.TASK_RESPONSE, kinds.DELIVERED,
+        }  # fmt: skip
+
+    go(main())
+
+
+def test_whatever_was_saved_last_with_what_follows_it_is_the_fold_of_the_log(go, until):
+    agent = Agent("a")
+
+    @agent.on_task
+    async def wait(ctx: Context, n: int) -> int:
+        return await ctx.receive("word")
+
+    async def folded(broker: MemoryBroker, fold: PartitionFold) -> dict[str, Workflow]:
+        for stored in broker.log.partitions[0][fold.position :]:
+            await fold_stored(broker, fold, stored)
+        return {name: bare(w) for name in [*fold.live, *fold.entries] if (w := fold.find(name)) is not None}
+
+    async def main():
+        broker, saves = await opened(1), []
+        async with MessageBus.open(broker) as bus, working(broker, agent, group="g") as worker:
+            await until(lambda: worker.places and worker.places[0].active)
+            place, save = worker.places[0], worker.sub.save_checkpoint
+
+            async def looked_at(*args):
+                saved = await save(*args)
+                kept = await broker.checkpoint("g", 0)
+                again = PartitionFold(0, 1)
+                assert restore(again, kept)
+                assert await folded(broker, again) == await folded(broker, PartitionFold(0, 1))
+                saves.append(kept.position)
+                return saved
+
+            worker.sub.save_checkpoint = looked_at
+            handles = [await bus.start("a", n, id=f"w{n}") for n in range(6)]
+            for n in range(6):
+                await until(lambda: place.fold.position == len(broker.log.partitions[0]) and not worker.scheduler.used)
+                worker.sub.pause([0])  # the log is ahead of the fold
+                before = place.fold.position
+                await handles[n].send(n, kind="word")
+                await bus.start("a", 9, id=f"x{n}")
+                assert await save_checkpoint(worker, worker.sub, place)
+                assert saves[-1] == before < len(broker.log.partitions[0])
+                worker.sub.resume([0])
+                assert await handles[n].result(5) == n
+        assert len(saves) >= 6
 
     go(main())

@@ -138,9 +138,7 @@ IN_THE_WORKER = [
         "agents/execution.py",
         "        fence = None if outcome else self.fence()\n",
         "        fence = None\n",
-        "test_worker.py",
-        "test_ended_runs.py",
-        "test_processes.py::test_a_worker_that_was_stopped_beyond_its_lease_is_fenced",
+        "test_ownership.py::test_all_that_a_worker_appends_but_the_outcome_of_a_call_claims_its_right",
     ),
     wrong(
         "of several records the rest is given up when one is there already",
@@ -203,9 +201,7 @@ IN_THE_WORKER = [
         "    page = await worker.broker.read(place.partition, position + 1)\n"
         "    for seen in page.records[:10]:\n"
         "        position, anchor = seen.position, codec.envelope(seen.value).id.encode()\n",
-        SIMULATION,
-        "test_worker.py",
-        "test_processes.py",
+        "test_ownership.py::test_whatever_was_saved_last_with_what_follows_it_is_the_fold_of_the_log",
     ),
     wrong(
         "checkpoint before state: the position is saved before the entries",
@@ -213,8 +209,7 @@ IN_THE_WORKER = [
         "        saved = await sub.save_checkpoint(place.partition, place.epoch, position, anchor, changed, gone)\n",
         "        await sub.save_checkpoint(place.partition, place.epoch, position, anchor, {}, [])\n"
         "        saved = await sub.save_checkpoint(place.partition, place.epoch, position, anchor, changed, gone)\n",
-        CRASHES,
-        SIMULATION,
+        "test_ownership.py::test_whatever_was_saved_last_with_what_follows_it_is_the_fold_of_the_log",
     ),
     wrong(
         "after a save that failed only what changed since is saved",
