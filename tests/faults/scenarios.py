@@ -103,11 +103,8 @@ async def disk_full(stage: Stage) -> None:
     running = [p for p in stage.processes if p.alive]
     for process in running:
         process.limit_files(log + stage.random.randrange(0, 20_000))
-    await stage.until(
-        lambda: not client.alive or any(line.get("error") == "LogFull" for line in stage.history())
-        or stage.logged("no space") or stage.logged("full"), 10, "somebody is told that the disk is full",
-    )  # fmt: skip
-    stage.seen += sum(line.get("error") == "LogFull" for line in stage.history()) + stage.logged("full")
+    await stage.until(lambda: not client.alive or stage.refused_space(), 10, "somebody is told that the disk is full")
+    stage.seen += stage.refused_space()
     for process in running:
         if process.alive:
             process.limit_files(2**40)
@@ -178,7 +175,8 @@ async def file_damaged(stage: Stage) -> None:
 
         await stage.until(at_work, 10, f"{how}, {what}: a worker is refused, or at work")
         await stage.drain()
-        crashed = worker.child.returncode and not has_remedy(stage.last_words(worker))
+        well = worker.child.returncode in (0, -signal.SIGTERM)  # told to end while it was starting, or ending already
+        crashed = not well and not has_remedy(stage.last_words(worker))
         if crashed or what not in ("whole", "earlier", "refused"):
             raise NoProgress(f"{how}: {what}; worker: {worker.child.returncode} {stage.last_words(worker)}")
         backup.restore()

@@ -178,6 +178,11 @@ class Stage:
     def calls(self) -> int:
         return len(ledger.read(self.folder / "ledger"))
 
+    def refused_space(self) -> int:
+        """Return how often somebody was told that nothing can be written: no space, or (a limit) an I/O error."""
+        told = sum(line.get("error") in ("LogFull", "BrokerUnavailable") for line in self.history())
+        return told + self.logged("no space") + self.logged("disk I/O error")
+
     def fenced(self) -> int:
         """Return how many appends the workers that ended well had refused, since another one owned the partition."""
         return sum(line["fenced"] for line in ledger.read(self.folder / "workers"))
