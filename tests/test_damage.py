@@ -79,10 +79,10 @@ def test_what_is_read_from_a_damaged_log_is_what_was_appended_or_the_log_is_refu
             pytest.fail(f"seed {seed}, {how}: {type(error).__name__} instead of LogCorrupt: {error}")
         except Exception as error:
             pytest.fail(f"seed {seed}, {how}: {type(error).__name__}: {error}")
-        assert what in ("whole", "refused", "earlier"), f"seed {seed}, {how}: {what}"
+        assert what in damage.ALLOWED, f"seed {seed}, {how}: {what}"
         came[what] += 1
         shutil.rmtree(path.parent)
-    assert came.keys() == {"whole", "refused", "earlier"}, f"damage that shows nothing: {came}"
+    assert came.keys() >= {"whole", "refused", "earlier"}, f"damage that shows nothing: {came}"
 
 
 def test_a_record_of_which_one_bit_has_changed_is_refused_with_its_place(

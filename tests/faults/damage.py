@@ -5,8 +5,10 @@ is stored beside it, and positions have no gaps), or reading raises LogCorrupt; 
 for what the log says of itself. SQLite drops, without a word, the end of a write-ahead log from the first frame on
 that fails its checksum: the newest records may be missing then, none in the middle, and the log is as it was at an
 earlier moment. Checkpoints lie in the same file, so workers cannot tell; a projection that is kept elsewhere and has
-folded more says so (LogTruncated). Not covered: leases, times and the hashes by which duplicates are refused (the fold
-judges duplicates again), and an entry of the index by key that is gone (`doctor` compares the index with the table).
+folded more says so (LogTruncated). A page of the tree that leads astray may hide the records of a partition, or its
+end: a group whose checkpoint lies above says so (LogTruncated), and so does `doctor`. Not covered: leases, times and
+the hashes by which duplicates are refused (the fold judges duplicates again), and an entry of the index by key that is
+gone (`doctor` compares the index with the table).
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ from refold.brokers.sqlite import SqliteBroker
 from refold.bus.broker import ANY_LOG, LogSpec
 from refold.bus.errors import LogCorrupt, LogMissing
 
+ALLOWED = ("whole", "earlier", "refused", "seen by doctor")
 REMEDIES = ("restore", "choose another", "remove both")
 Records = dict[tuple[int, int], tuple[str | None, bytes]]
 """(partition, position) -> (key, bytes)."""
@@ -106,6 +109,10 @@ DAMAGES: tuple[Damage, ...] = (
 )
 
 
+class Hidden(Exception):
+    """A record is found by key and not by position; and whether `doctor` takes the file for whole."""
+
+
 async def everything(path: Path, spec: LogSpec = ANY_LOG) -> Records:
     """Read all that a log holds, in every way. Raises what the broker raises."""
     out: Records = {}
@@ -121,7 +128,8 @@ async def everything(path: Path, spec: LogSpec = ANY_LOG) -> Records:
                 await broker.checkpoint(group, partition)
         for key in {key for key, _ in out.values() if key is not None}:
             for s in (await broker.read_workflow(key)).records:
-                assert (s.key, s.value) in out.values(), f"{key} by key and by position differ"
+                if (s.key, s.value) not in out.values():
+                    raise Hidden(f"{key} by key and by position differ", (await broker.health()).ok)
         await broker.members()
         await broker.health()
         async with broker.subscribe("readers", "another") as sub:
@@ -135,12 +143,14 @@ def has_remedy(text: str) -> bool:
 
 
 async def judged(path: Path, before: Records, spec: LogSpec = ANY_LOG) -> str:
-    """Say what became of a damaged log: "whole", "earlier" (only the newest records are gone), "refused", or what
-    must not be."""
+    """Say what became of a damaged log: "whole", "earlier" (only the newest records are gone), "refused",
+    "seen by doctor", or what must not be."""
     try:
         found = await everything(path, spec)
     except (LogCorrupt, LogMissing) as error:
         return "refused" if has_remedy(str(error)) else f"refused without a remedy: {error}"
+    except Hidden as error:
+        return "hidden, and doctor does not see it" if error.args[1] else "seen by doctor"
     if not found:
         return "empty"
     wrong = [where for where, record in found.items() if before.get(where) != record]
