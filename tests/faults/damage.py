@@ -8,7 +8,8 @@ earlier moment. Checkpoints lie in the same file, so workers cannot tell; a proj
 folded more says so (LogTruncated). A page of the tree that leads astray may hide the records of a partition, or its
 end: a group whose checkpoint lies above says so (LogTruncated), and so does `doctor`. Not covered: leases, times and
 the hashes by which duplicates are refused (the fold judges duplicates again), and an entry of the index by key that is
-gone (`doctor` compares the index with the table).
+gone (`doctor` compares the index with the table). An empty file with no write-ahead log beside it is a new log: nothing
+tells it from one that was just made.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from refold.brokers.sqlite import SqliteBroker
 from refold.bus.broker import ANY_LOG, LogSpec
 from refold.bus.errors import LogCorrupt, LogMissing
 
-ALLOWED = ("whole", "earlier", "refused", "seen by doctor")
+ALLOWED = ("whole", "earlier", "refused", "seen by doctor", "anew")
 REMEDIES = ("restore", "choose another", "remove both")
 Records = dict[tuple[int, int], tuple[str | None, bytes]]
 """(partition, position) -> (key, bytes)."""
@@ -144,7 +145,8 @@ def has_remedy(text: str) -> bool:
 
 async def judged(path: Path, before: Records, spec: LogSpec = ANY_LOG) -> str:
     """Say what became of a damaged log: "whole", "earlier" (only the newest records are gone), "refused",
-    "seen by doctor", or what must not be."""
+    "seen by doctor", "anew" (an empty file), or what must not be."""
+    nothing = path.stat().st_size == 0
     try:
         found = await everything(path, spec)
     except (LogCorrupt, LogMissing) as error:
@@ -152,7 +154,7 @@ async def judged(path: Path, before: Records, spec: LogSpec = ANY_LOG) -> str:
     except Hidden as error:
         return "hidden, and doctor does not see it" if error.args[1] else "seen by doctor"
     if not found:
-        return "empty"
+        return "anew" if nothing else "empty"
     wrong = [where for where, record in found.items() if before.get(where) != record]
     if wrong:
         return f"wrong: what is at {wrong[0]} was not appended there"

@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 
 from . import ledger
-from .damage import DAMAGES, Backup, has_remedy
+from .damage import ALLOWED, DAMAGES, Backup, has_remedy
 from .power_loss import PowerLoss
 from .stage import NoProgress, Process, Scenario, Stage
 
@@ -177,7 +177,7 @@ async def file_damaged(stage: Stage) -> None:
         await stage.drain()
         well = worker.child.returncode in (0, -signal.SIGTERM)  # told to end while it was starting, or ending already
         crashed = not well and not has_remedy(stage.last_words(worker))
-        if crashed or what not in ("whole", "earlier", "refused"):
+        if crashed or what not in ALLOWED:
             raise NoProgress(f"{how}: {what}; worker: {worker.child.returncode} {stage.last_words(worker)}")
         backup.restore()
     stage.worker()
