@@ -14,7 +14,8 @@ from refold.agents.ownership import save_checkpoint
 from refold.brokers.memory import MemoryBroker
 from refold.bus import codec, kinds
 from refold.bus.broker import LogSpec
-from refold.bus.clock import Clock
+from refold.bus.clock import Clock, Source
+from refold.bus.ids import record_key
 from refold.bus.message import AgentMessage
 from refold.projections.checkpoint import fold_stored, restore
 from refold.projections.partition import PartitionFold
@@ -39,10 +40,15 @@ class Stopped(Clock):
         return 1234.5
 
 
+class Numbered(Source):
+    def new_id(self) -> str:
+        return f"{super().new_id()[:-4]}beef"
+
+
 def test_an_owner_says_who_it_is_since_when_and_what_it_hosts(go, until):
     async def main():
         broker = await opened(2)
-        async with working(broker, quick(), group="g", member="me", clock=Stopped()) as worker:
+        async with working(broker, quick(), group="g", member="me", clock=Stopped(), source=Numbered()) as worker:
             await until(lambda: len(worker.places) == 2 and all(p.active for p in worker.places.values()))
             epochs = {p: place.epoch for p, place in worker.places.items()}
             found = {p: place.owner_id for p, place in worker.places.items()}
@@ -50,6 +56,7 @@ def test_an_owner_says_who_it_is_since_when_and_what_it_hosts(go, until):
             owner, released = own(broker, partition)
             assert (owner.message_type, owner.sender_id, owner.timestamp) == (kinds.OWNER, "me", 1234.5)
             assert owner.id == found[partition]
+            assert owner.id.endswith("beef") and released.id.endswith("beef")
             fact = owner.fact
             assert (fact.group, fact.epoch, fact.member) == ("g", epochs[partition], "me")
             assert (fact.pid, fact.host) == (worker.pid, socket.gethostname())
@@ -242,5 +249,33 @@ def test_whatever_was_saved_last_with_what_follows_it_is_the_fold_of_the_log(go,
                 worker.sub.resume([0])
                 assert await handles[n].result(5) == n
         assert len(saves) >= 6
+
+    go(main())
+
+
+def test_a_checkpoint_writes_what_has_changed_since_the_one_before(go, until):
+    agent = Agent("a")
+
+    @agent.on_task
+    async def wait(ctx: Context, n: int) -> int:
+        return await ctx.receive("word")
+
+    async def main():
+        broker, saved = await opened(1), []
+        async with MessageBus.open(broker) as bus, working(broker, agent, group="g") as worker:
+            await until(lambda: worker.places and worker.places[0].active)
+            place, save = worker.places[0], worker.sub.save_checkpoint
+
+            async def seen(partition, epoch, position, anchor, changed, gone):
+                saved.append(set(changed))
+                return await save(partition, epoch, position, anchor, changed, gone)
+
+            worker.sub.save_checkpoint = seen
+            for n in range(3):
+                await bus.start("a", n, id=f"w{n}")
+                await until(lambda n=n: len(worker.crew.waiting) == n + 1)
+                assert await save_checkpoint(worker, worker.sub, place)
+            workflows = {record_key(f"w{n}"): n for n in range(3)}
+            assert [{workflows[key] for key in keys if key in workflows} for keys in saved] == [{0}, {1}, {2}]
 
     go(main())

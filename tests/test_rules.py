@@ -510,3 +510,44 @@ def test_a_correction_is_an_input_from_outside_whatever_generation_it_was_writte
     assert play.operator("rolled_back", fact, expected=now) == "admitted"
     assert play.w.view.inputs == 2
     assert play.w.view.path[-1].envelope.generation is None
+
+
+def test_an_effect_that_was_waived_before_it_had_happened_and_is_begun_again_is_in_flight_again(play):
+    key = play.ask()
+    effect = ids.effect_key(WORKFLOW, *key, "1", 0)
+    intent = facts.EffectIntended(effect=effect, policy="compensate")
+    play.write(key, "effect_intended", "1", fact=intent)
+    play.roll_back(1)
+    assert play.w.ledger.unresolved() == [effect]
+    assert play.operator("compensation_waived", facts.Compensation(effect=effect)) == "ledger"
+    assert play.w.ledger.effects[effect].status == "waived"
+    assert play.write(key, "effect_intended", "1", fact=intent) == "admitted"
+    assert play.w.ledger.effects[effect].status == "intended"
+
+
+def test_a_handling_that_goes_on_waits_for_no_next_attempt(play):
+    key = play.ask()
+    failed = facts.AttemptFailed(error="Oops", due=90.0)
+    assert play.write(key, "attempt_failed", fact=failed) == "admitted"
+    h = play.handling_of(key)
+    assert (h.tries, h.due) == (1, 90.0)
+    assert play.write(key, "note", "1") == "admitted"
+    assert (h.tries, h.due) == (1, None)
+
+
+def test_a_redrive_forgets_how_often_the_handling_had_started(play):
+    key = play.ask()
+    parked = facts.AttemptFailed(error="Divergence", parked="divergence")
+    play.write(key, "attempt_failed", fact=parked)
+    play.write(key, "attempt_started", fact=facts.AttemptStarted(alone=True))
+    h = play.handling_of(key)
+    assert (h.starts, h.lone_starts) == (1, 1)
+    assert play.redrive(key, keep="none") == "admitted"
+    assert (h.starts, h.lone_starts, h.parked) == (0, 0, "")
+
+
+def test_where_a_record_is_stands_on_the_path(play):
+    key = play.ask()
+    play.write(key, "state_changed", "1", fact=facts.StateChanged())
+    assert [entry.ref for entry in play.w.view.path] == [(1, -1), (2, -1)]
+    assert play.step_of(key, "1").value == (2, -1)
