@@ -531,7 +531,7 @@ def test_a_handling_that_goes_on_waits_for_no_next_attempt(play):
     assert play.write(key, "attempt_failed", fact=failed) == "admitted"
     h = play.handling_of(key)
     assert (h.tries, h.due) == (1, 90.0)
-    assert play.write(key, "note", "1") == "admitted"
+    assert play.write(key, "status_update", "1") == "admitted"
     assert (h.tries, h.due) == (1, None)
 
 

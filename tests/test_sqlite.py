@@ -32,6 +32,7 @@ from refold.bus.broker import (
     Assigned,
     At,
     Batch,
+    Checkpoint,
     Conflict,
     Duplicate,
     Fence,
@@ -1039,6 +1040,20 @@ def test_a_checkpoint_that_cannot_be_stored_fails_alone(go, until, tmp_path):
             assert [type(d) for d in done] == [list, OverflowError, TypeError, list, bool]
             assert (done[0], done[3], done[4]) == ([Appended((1,))], [Appended((2,))], True)
             assert (await broker.checkpoint("g", 0)).entries == {b"k": b"v"}
+
+    go(main())
+
+
+def test_the_position_of_a_checkpoint_moves_with_its_entries_or_not_at_all(go, until, tmp_path):
+    async def main():
+        async with opened(tmp_path / "log.db") as broker, broker.subscribe("g", "m") as sub:
+            await gather_events(sub, until, owns(2))
+            assert await sub.save_checkpoint(0, 1, 1, b"one", {b"k": b"v", b"l": b"w"}, [])
+            with pytest.raises(TypeError):
+                await sub.save_checkpoint(0, 1, 2, b"two", {b"k": b"changed"}, [b"l", object()])
+            assert await broker.checkpoint("g", 0) == Checkpoint(1, b"one", {b"k": b"v", b"l": b"w"})
+            assert await sub.save_checkpoint(0, 1, 2, b"two", {b"k": b"changed"}, [b"l"])
+            assert await broker.checkpoint("g", 0) == Checkpoint(2, b"two", {b"k": b"changed"})
 
     go(main())
 

@@ -87,7 +87,7 @@ IN_THE_LOG = [
                 '        db.executemany("DELETE FROM entries WHERE grp=? AND partition=? AND k=?", self._gone)\n',
             ),
         ),
-        ("test_sqlite.py::test_a_checkpoint_that_cannot_be_stored_fails_alone", PORT),
+        ("test_sqlite.py::test_the_position_of_a_checkpoint_moves_with_its_entries_or_not_at_all",),
     ),
     wrong(
         "leases are never renewed",
