@@ -151,8 +151,8 @@ class Crew:
     def park(self, run: Run) -> None:
         """Drop a run that only waits; what it waits for starts its handling again."""
         place, key = self.waiting.pop(run)
-        if run.wants_slot or run.over:
-            return
+        if run.wants_slot or run.over or run.fault is not None:
+            return  # it goes on, or ends: nothing that it waits for would start it again
         place.idle.setdefault(key[0], set()).add(key)
         self.end(place, key, run, "parked")
 

@@ -447,3 +447,27 @@ def test_a_request_that_could_not_be_delivered_is_delivered_later(go, until):
             assert broker.fails.happened
 
     go(main())
+
+
+def test_a_run_whose_branch_could_not_append_is_not_parked_but_tried_again(go, until):
+    agent = Agent("a", retry=QUICK)
+
+    @agent.on_task
+    async def both(ctx: Context, n: int) -> list[Any]:
+        return await ctx.gather(ctx.receive("first"), said_and_received(ctx))
+
+    async def said_and_received(ctx: Context) -> Any:
+        ctx.send("*", "on the way")
+        return await ctx.receive("second")
+
+    async def main():
+        broker = await unreliable(1)
+        broker.fails = once("append", brings(kinds.TIMER_SET))
+        async with MessageBus.open(broker) as bus, working(broker, agent, max_live=0):
+            handle = await bus.start("a", 1)
+            await until(lambda: broker.fails.happened)
+            await handle.send(1, kind="first")
+            await handle.send(2, kind="second")
+            assert await handle.result(10) == [1, 2]
+
+    go(main())

@@ -21,6 +21,7 @@ from refold.projections.verdict import Verdict
 from refold.projections.view import Handling
 from refold.projections.workflow import Workflow
 
+from .programs import TASKS
 from .world import World
 
 if TYPE_CHECKING:
@@ -40,10 +41,11 @@ class Read:
 
 
 def unfinished(world: World) -> list[str]:
-    """Return the workflows in which something is open or owed."""
+    """Return the workflows in which something is open or owed, or waits for an agent that has not appeared yet."""
     found = []
     for p in range(world.partitions):
         fold = Read(world, p).fold
+        found += [c for agent in TASKS for c in fold.unclaimed.get(agent, ())]
         found += [c for c, w in fold.live.items() if not w.is_complete()]
         found += [f"stray in {p} at {position}" for position in fold.strays]
     return found
