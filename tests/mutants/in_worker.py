@@ -350,9 +350,21 @@ IN_THE_WORKER = [
     wrong(
         "a run that waits for a slot is parked",
         "agents/crew.py",
-        "        if run.wants_slot or run.over:\n            return\n",
-        "",
+        "if run.wants_slot or run.over or run.fault is not None:",
+        "if run.over or run.fault is not None:",
         "test_ownership.py::test_a_run_that_was_about_to_go_on_when_its_worker_stopped_goes_on",
+    ),
+    Mutant(
+        "a run that could not append is parked",
+        (
+            Edit(
+                "agents/crew.py",
+                "if run.wants_slot or run.over or run.fault is not None:",
+                "if run.wants_slot or run.over:",
+            ),
+            Edit(RUN, "self.appends or self.fault is not None)", "self.appends)"),
+        ),
+        ("test_found_in_simulation.py::test_a_run_whose_branch_could_not_append_is_not_parked_but_tried_again",),
     ),
     wrong(
         "a time limit is not passed on to what the callee asks",
