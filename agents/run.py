@@ -197,8 +197,7 @@ class Run:
 
     @property
     def busy(self) -> bool:
-        """Something of it goes on: a branch, a call, an append (without which what it waits for is not recorded), or its
-        end, since it has a fault."""
+        """A branch goes on, or a call, or an append (without which what it waits for is not recorded), or its end."""
         return bool(self.active or self.calls or self.settling or self.appends or self.fault is not None)
 
     def branch(self) -> Branch:
