@@ -125,8 +125,7 @@ def settle(worker: Worker, place: Place, w: Workflow) -> None:
     if place.ended:
         return
     w = place.fold.live.get(w.correlation, w)
-    if place.fold.settle(w):
-        place.forget(w.correlation)
+    if place.settle(w):
         return
     if not place.active:
         return

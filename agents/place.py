@@ -187,6 +187,13 @@ class Place:
         self._failures.pop(correlation, None)
         self._diverged.pop(correlation, None)
 
+    def settle(self, w: Workflow) -> bool:
+        """Keep only a stub of a workflow that is complete; True if it is."""
+        settled = self.fold.settle(w)
+        if settled:
+            self.forget(w.correlation)
+        return settled
+
     def schedule(self, w: Workflow, hosted: Container[str]) -> float | None:
         """Note when the workflow is due next for one of these agents; return it."""
         due = next_due(w, hosted)

@@ -383,7 +383,7 @@ class Worker:
         for _ in range(min(len(warm) - LIVE_WORKFLOWS, 4)):
             (other, correlation), _ = warm.popitem(last=False)
             cold = other.fold.live.get(correlation)
-            if cold is None or other.ended:
+            if cold is None or other.ended or other.settle(cold):  # the batch that completed it is not at its end
                 continue
             if correlation not in other.runs and other.may_freeze(cold, set(self.agents)):
                 other.fold.park(cold)

@@ -7,8 +7,11 @@ import asyncio
 import pytest
 from hosting import crash, opened, working
 
-from refold import Agent, Context, MessageBus, Worker
+from refold import Agent, AgentMessage, Context, MessageBus, Worker
 from refold.agents import worker as workers
+from refold.bus import codec, facts, kinds
+from refold.bus.broker import Item, Outgoing
+from refold.bus.ids import record_key
 
 MANY = 200
 
@@ -104,5 +107,35 @@ def test_completed_workflows_are_stubs_before_a_long_log_is_folded_to_its_end(go
                 await until(worker.caught_up.is_set)
                 assert await bus.request("a", "now", id="new") == "now"
             assert most < 5
+
+    go(main())
+
+
+def test_what_completes_while_others_are_cooled_leaves_a_stub_and_no_entry(go, until, monkeypatch):
+    """One batch ends many workflows; the first record of it is enough to have the coldest of them put away."""
+
+    async def main():
+        broker = await opened()
+        agent, began = waiting_agent()
+        async with MessageBus.open(broker) as bus, working(broker, agent) as worker:
+            names = [f"w{i}" for i in range(8)]
+            for name in names:
+                await bus.start("a", "later", id=name)
+            await until(lambda: len(set(began)) == len(names) and not worker.scheduler.used)
+            monkeypatch.setattr(workers, "LIVE_WORKFLOWS", 1)
+            new = AgentMessage.request("a", "later", correlation_id="new")
+            ends = [
+                AgentMessage(
+                    sender_id="operator", receiver_id="*", message_type=kinds.CANCELLED, correlation_id=name,
+                    payload=None, fact=facts.Cancelled(actor="operator"),
+                )
+                for name in names
+            ]  # fmt: skip
+            items = [Item(0, m.correlation_id, (Outgoing(m.id, codec.encode(m)),)) for m in (new, *ends)]
+            await broker.append(items)
+            await until(lambda: "new" in began)
+            fold = worker.places[0].fold
+            assert [*fold.live, *fold.entries] == ["new"]
+            assert all(record_key(name) in fold.stubs for name in names)
 
     go(main())

@@ -354,6 +354,13 @@ IN_THE_WORKER = [
         "if run.over or run.fault is not None:",
         "test_ownership.py::test_a_run_that_was_about_to_go_on_when_its_worker_stopped_goes_on",
     ),
+    wrong(
+        "what completes while others are cooled is put away as if it were open",
+        "agents/worker.py",
+        "if cold is None or other.ended or other.settle(cold):",
+        "if cold is None or other.ended:",
+        "test_many_open.py::test_what_completes_while_others_are_cooled_leaves_a_stub_and_no_entry",
+    ),
     Mutant(
         "a run that could not append is parked",
         (
