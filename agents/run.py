@@ -285,6 +285,9 @@ class Run:
             self._pushed.add(path)
             heapq.heappush(self._ready, (order, path))
         self.active -= 1
+        await self._turn(path, waiter)
+
+    async def _turn(self, path: str, waiter: asyncio.Future[None]) -> None:
         try:
             if not self.active:
                 await self.quiet()
@@ -392,12 +395,7 @@ class Run:
             self._called()
         self.settling += 1
         try:
-            if not self.active:
-                await self.quiet()
-            await waiter
-        except BaseException as error:
-            self._interrupted(path, waiter, error)
-            raise
+            await self._turn(path, waiter)
         finally:
             self.settling -= 1
 

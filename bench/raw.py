@@ -101,7 +101,8 @@ class RawLog:
             batch, self._queue = self._queue, []
             last = await self.append_all([(key, value) for key, value, _ in batch])
             for at, (_, _, done) in enumerate(batch, last - len(batch) + 1):
-                done.set_result(at)
+                if not done.done():  # its caller has been cancelled
+                    done.set_result(at)
 
     def _commit(self, rows: list[tuple[str, bytes]]) -> int:
         db = self._write_db

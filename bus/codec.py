@@ -71,21 +71,22 @@ def decode(raw: bytes) -> AgentMessage:
     try:
         _check_text(raw)
         _identity.decode(raw)
-        message = _message.decode(raw)
-        _open_fact(message)
+        return _open(raw)
     except _UNREADABLE as error:
         raise UndecodableRecord(f"not a record of refold: {error}") from error
-    vars(message)[RAW] = raw
-    return message
 
 
 def reopen(raw: bytes) -> AgentMessage:
     """Return the message of bytes whose envelope has been read before. Raises UndecodableRecord."""
     try:
-        message = _message.decode(raw)
-        _open_fact(message)
+        return _open(raw)
     except _UNREADABLE as error:
         raise UndecodableRecord(f"not a record of refold: {error}") from error
+
+
+def _open(raw: bytes) -> AgentMessage:
+    message = _message.decode(raw)
+    _open_fact(message)
     vars(message)[RAW] = raw
     return message
 

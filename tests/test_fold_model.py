@@ -7,7 +7,8 @@ from collections import Counter
 from typing import Any
 
 import pytest
-from histories import WORKFLOW, Appended, Claimed, Event, Move, Story, random_tape, tapes
+from folding import step
+from histories import WORKFLOW, Appended, Event, Move, Story, random_tape, tapes
 from hypothesis import given, settings
 from model import Model
 
@@ -22,21 +23,6 @@ THOROUGH = os.environ.get("REFOLD_TESTS") == "thorough"
 examples = settings(
     max_examples=4000 if THOROUGH else 150, deadline=None, derandomize=not THOROUGH, print_blob=True
 )
-
-
-def step(w: Workflow, event: Event) -> Verdict | None:
-    """Fold one event of a history."""
-    if isinstance(event, Claimed):
-        w.view.claim(event.agent, event.kinds)
-        return None
-    return w.admit(codec.envelope(event.raw), event.position, event.listeners)
-
-
-def folded(events: list[Event]) -> Workflow:
-    w = Workflow(WORKFLOW)
-    for event in events:
-        step(w, event)
-    return w
 
 
 def seen(w: Workflow) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from typing import Any
 
 import msgspec
 import pytest
+from folding import folded, step
 from histories import WORKFLOW, Appended, Claimed, Event, Story, random_tape
 from model import Line, Picture, Rec, corrections
 from scripted import Scripted
@@ -30,20 +31,6 @@ every_history = pytest.mark.parametrize("seeds", [SEEDS[i::3] for i in range(3)]
 @lru_cache(maxsize=32)
 def history(seed: int) -> list[Event]:
     return Story().play(random_tape(seed, 60))
-
-
-def step(w: Workflow, event: Event) -> Verdict | None:
-    if isinstance(event, Claimed):
-        w.view.claim(event.agent, event.kinds)
-        return None
-    return w.admit(codec.envelope(event.raw), event.position, event.listeners)
-
-
-def from_zero(events: list[Event]) -> Workflow:
-    w = Workflow(WORKFLOW)
-    for event in events:
-        step(w, event)
-    return w
 
 
 def essence(w: Workflow, **changes: Any) -> bytes:
@@ -75,12 +62,12 @@ def test_any_two_readers_of_the_same_prefix_give_the_same_verdicts_and_the_same_
             try:
                 assert step(stopped, event) == verdict
             except NeedsHistory:
-                stopped = from_zero(events[: i + 1])
+                stopped = folded(events[: i + 1])
             assert essence(stopped) == essence(reader)
             assert report(stopped) == report(reader)
             if i % 8 == 0:
-                assert essence(from_zero(events[: i + 1])) == essence(reader)
-                assert from_zero(events[: i + 1]).verdicts == reader.verdicts
+                assert essence(folded(events[: i + 1])) == essence(reader)
+                assert folded(events[: i + 1]).verdicts == reader.verdicts
 
 
 @every_history
@@ -193,18 +180,18 @@ def plain(e: Entry) -> Any:
 
 
 @every_history
-def test_a_checkpoint_at_any_record_and_the_tail_equal_the_fold_from_zero(seeds: range) -> None:
+def test_a_checkpoint_at_any_record_and_the_tail_equal_the_fold_folded(seeds: range) -> None:
     """I6, I11: wherever a reader crashed, however old the checkpoint it finds."""
     for seed in seeds:
         events = history(seed)
-        whole = essence(from_zero(events))
+        whole = essence(folded(events))
         for at in range(seed % 7, len(events), 7):
-            w = thaw(essence(from_zero(events[:at])))
+            w = thaw(essence(folded(events[:at])))
             for i, event in enumerate(events[at:], at):
                 try:
                     step(w, event)
                 except NeedsHistory:
-                    w = from_zero(events[: i + 1])
+                    w = folded(events[: i + 1])
             assert essence(w, whole=False) == whole
 
 
@@ -278,6 +265,6 @@ def test_whatever_happened_a_workflow_can_come_to_its_end(seeds: range) -> None:
     for seed in seeds:
         events = history(seed)
         for at in {len(events), len(events) * 2 // 3, len(events) // 3}:
-            scripted = Scripted(thaw(essence(from_zero(events[:at]))))
+            scripted = Scripted(thaw(essence(folded(events[:at]))))
             scripted.finish()
             assert report(scripted.w).status.value in ("completed", "failed", "cancelled")

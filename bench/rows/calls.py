@@ -7,6 +7,7 @@ import random
 import statistics
 import time
 import uuid
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import raw as hand
@@ -52,47 +53,44 @@ class Watch:
         return {"p50": q[49], "p99": q[98], "cpu": cpu / wall * 100, "each": cpu / self.calls * 1e6}
 
 
+async def by_hand(watch: Watch, went_on: Callable[[str, float], Awaitable[None]]) -> dict[str, float]:
+    """The same calls by tasks of asyncio; `went_on(correlation, due)` after each."""
+
+    async def handler(seed: int) -> None:
+        rng, correlation = random.Random(seed), str(uuid.uuid4())
+        while True:
+            await went_on(correlation, await watch.call(duration(rng)))
+
+    async with asyncio.TaskGroup() as tasks:
+        running = [tasks.create_task(handler(i)) for i in range(HANDLERS)]
+        found = await watch.measure()
+        for task in running:
+            task.cancel()
+    return found
+
+
 def raw(folder: Path) -> dict[str, float]:
-    """The same calls by tasks of asyncio; nothing is recorded."""
+    """Nothing is recorded."""
+    watch = Watch()
 
-    async def main() -> dict[str, float]:
-        watch = Watch()
+    async def went_on(correlation: str, due: float) -> None:
+        watch.went_on(due)
 
-        async def handler(seed: int) -> None:
-            rng = random.Random(seed)
-            while True:
-                watch.went_on(await watch.call(duration(rng)))
-
-        async with asyncio.TaskGroup() as tasks:
-            running = [tasks.create_task(handler(i)) for i in range(HANDLERS)]
-            found = await watch.measure()
-            for task in running:
-                task.cancel()
-        return found
-
-    return asyncio.run(main())
+    return asyncio.run(by_hand(watch, went_on))
 
 
 def recorded(folder: Path) -> dict[str, float]:
-    """The same, and each call is durable before its handler goes on: the least that recording costs."""
+    """Each call is durable before its handler goes on: the least that recording costs."""
+    watch = Watch()
 
     async def main() -> dict[str, float]:
-        watch = Watch()
         async with hand.opened(str(folder / "raw.db")) as log:
 
-            async def handler(seed: int) -> None:
-                rng, correlation = random.Random(seed), str(uuid.uuid4())
-                while True:
-                    due = await watch.call(duration(rng))
-                    await log.append(correlation, hand.encode(hand.new_start(correlation, due)))
-                    watch.went_on(due)
+            async def went_on(correlation: str, due: float) -> None:
+                await log.append(correlation, hand.encode(hand.new_start(correlation, due)))
+                watch.went_on(due)
 
-            async with asyncio.TaskGroup() as tasks:
-                running = [tasks.create_task(handler(i)) for i in range(HANDLERS)]
-                found = await watch.measure()
-                for task in running:
-                    task.cancel()
-        return found
+            return await by_hand(watch, went_on)
 
     return asyncio.run(main())
 
