@@ -196,7 +196,11 @@ class Pipeline:
                     await self.news.wait()
                     continue
                 after = rows[-1][0]
+                self.look_at(rows)
                 await self.take([decode(value) for _, value in rows], tasks)
+
+    def look_at(self, rows: list[tuple[int, bytes]]) -> None:
+        """Nothing is checked here."""
 
     async def take(self, records: list[Record], tasks: asyncio.TaskGroup) -> None:
         """Let the records be handled."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable, Iterable
 
 import msgspec
 from msgspec import Struct
@@ -172,8 +172,8 @@ async def read_partition(
     start: int | None = fold.position + 1
     while start is not None:
         page = await broker.read(partition, start)
-        for stored in page.records:
-            await fold_stored(broker, fold, stored)
+        async for _ in fold_records(broker, fold, page.records):
+            pass
         on_progress(len(page.records))
         start = page.next
     return fold
@@ -187,16 +187,25 @@ async def _fits(broker: Broker, partition: int, checkpoint: Checkpoint) -> bool:
     return True
 
 
-async def fold_stored(broker: Broker, fold: PartitionFold, stored: Stored) -> Folded | None:
-    """Fold one record, with the workflow's earlier ones where they are needed; None for bytes that are no record."""
-    r = fold.open_envelope(stored)
-    if r is None:
-        return None
-    for correlation in fold.missing(r):
-        fold.restore(correlation, await read_history(broker, correlation))
-    folded = fold.fold(stored, r)
-    touched = fold.claimed if isinstance(r.fact, Owner) else [r.correlation_id]
+async def fold_records(broker: Broker, fold: PartitionFold, records: Iterable[Stored]) -> AsyncIterator[Folded]:
+    """Fold records in order, with their workflows' earlier ones where those are needed; yield each as it is folded.
+
+    Bytes that are no record are left out. What is complete when the last one is folded is a stub then.
+    """
+    touched: dict[str, None] = {}
+    for stored in records:
+        r = fold.open_envelope(stored)
+        if r is None:
+            continue
+        for correlation in fold.missing(r):
+            fold.restore(correlation, await read_history(broker, correlation))
+        folded = fold.fold(stored, r)
+        if folded.workflow is not None:
+            touched[r.correlation_id] = None
+        elif isinstance(r.fact, Owner):
+            touched |= dict.fromkeys(fold.claimed)
+        yield folded
     for correlation in touched:
-        if correlation in fold.live:
-            fold.settle(fold.live[correlation])
-    return folded
+        w = fold.live.get(correlation)
+        if w is not None:
+            fold.settle(w)

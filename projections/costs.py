@@ -7,7 +7,7 @@ from typing import Any
 
 from ..bus import facts
 from ..bus.broker import Broker
-from .checkpoint import fold_stored
+from .checkpoint import fold_records
 from .partition import PartitionFold
 from .projection import Record
 from .verdict import Verdict
@@ -61,13 +61,11 @@ async def costs(
         start: int | None = begin[partition]
         while start is not None:
             page = await broker.read(partition, start)
-            for stored in page.records:
-                f = await fold_stored(broker, fold, stored)
-                if f is not None:
-                    record = Record(partition, f.position, f.verdict, f.envelope, f.value)
-                    key = ledger.key(record)
-                    if key is not None:
-                        bills[key] = ledger.apply(bills.get(key, ledger.start()), record)
+            async for f in fold_records(broker, fold, page.records):
+                record = Record(partition, f.position, f.verdict, f.envelope, f.value)
+                key = ledger.key(record)
+                if key is not None:
+                    bills[key] = ledger.apply(bills.get(key, ledger.start()), record)
             done += len(page.records)
             on_progress(done, total)
             start = page.next

@@ -12,7 +12,7 @@ import msgspec
 from ..bus import codec, facts
 from ..bus.broker import Broker, Stored
 from ..bus.errors import ConfigError, InvalidMessage, LogTruncated, TryAgain
-from .checkpoint import changes, fold_stored, restore, verify_anchor
+from .checkpoint import changes, fold_records, restore, verify_anchor
 from .history import raw_of
 from .partition import Folded, PartitionFold
 from .projection import SCOPES, Projection, Record
@@ -173,11 +173,9 @@ class Build:
     async def _take(self, partition: int, page: list[Stored]) -> None:
         """Fold a page, then let what the verdicts say change the states, which are read in one go."""
         told: list[Record] = []
-        for stored in page:
-            f = await fold_stored(self.broker, self.folds[partition], stored)
-            if f is None:
-                continue
-            if self.projection.scope == "ledger":
+        ledger = self.projection.scope == "ledger"
+        async for f in fold_records(self.broker, self.folds[partition], page):
+            if ledger:
                 told.append(Record(partition, f.position, f.verdict, f.envelope, f.value))
             elif f.verdict is Verdict.ADMITTED and f.workflow is not None:
                 if isinstance(f.envelope.fact, facts.RolledBack):

@@ -11,7 +11,7 @@ from random_log import RandomLog, whole, written
 
 from refold.bus.broker import Checkpoint
 from refold.projections import partition as partition_module
-from refold.projections.checkpoint import changes, fold_stored, restore
+from refold.projections.checkpoint import changes, fold_records, restore
 from refold.projections.frozen import thaw
 from refold.projections.handling import Entry
 from refold.projections.partition import PartitionFold
@@ -41,8 +41,9 @@ def test_a_checkpoint_and_the_tail_equal_the_fold_from_zero(go, seed, monkeypatc
         fold, kept = PartitionFold(log.partition, log.partitions), dict[bytes, bytes]()
         verdicts: dict[str, dict[str, str]] = {}
         for i, stored in enumerate(records):
-            folded = await fold_stored(broker, fold, stored)
-            if folded is not None and folded.workflow is not None:
+            async for folded in fold_records(broker, fold, [stored]):
+                if folded.workflow is None:
+                    continue
                 verdicts.setdefault(folded.workflow.correlation, {}).setdefault(folded.envelope.id, folded.verdict)
             if chance.random() < 0.3:
                 for w in [w for w in fold.live.values() if chance.random() < 0.5]:

@@ -16,7 +16,7 @@ from refold.brokers import open_broker
 from refold.bus import codec
 from refold.bus.broker import Appended, Assigned, Broker, Duplicate, Item, LogSpec, Outgoing, Result, Stored
 from refold.bus.partition import partition_of
-from refold.projections.checkpoint import changes, fold_stored, read_partition
+from refold.projections.checkpoint import changes, fold_records, read_partition
 from refold.projections.history import History, read_workflow
 from refold.projections.partition import PartitionFold
 from refold.projections.status import report
@@ -81,8 +81,8 @@ class Side:
             assigned = [e for e in await sub.fetch() if isinstance(e, Assigned)]
             (epoch,) = [a.epoch for a in assigned]
             fold = PartitionFold(partition, PARTITIONS)
-            for stored in await self.read_all(partition):
-                await fold_stored(self.broker, fold, stored)
+            async for _ in fold_records(self.broker, fold, await self.read_all(partition)):
+                pass
             changed, gone = changes(fold, lambda w: True)
             anchor = fold.last_id.encode()
             assert await sub.save_checkpoint(partition, epoch, fold.position, anchor, changed, gone)

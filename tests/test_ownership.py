@@ -17,7 +17,7 @@ from refold.bus.broker import LogSpec
 from refold.bus.clock import Clock, Source
 from refold.bus.ids import record_key
 from refold.bus.message import AgentMessage
-from refold.projections.checkpoint import fold_stored, restore
+from refold.projections.checkpoint import fold_records, restore
 from refold.projections.partition import PartitionFold
 from refold.projections.status import Status
 from refold.projections.workflow import Workflow
@@ -217,8 +217,8 @@ def test_whatever_was_saved_last_with_what_follows_it_is_the_fold_of_the_log(go,
         return await ctx.receive("word")
 
     async def folded(broker: MemoryBroker, fold: PartitionFold) -> dict[str, Workflow]:
-        for stored in broker.log.partitions[0][fold.position :]:
-            await fold_stored(broker, fold, stored)
+        async for _ in fold_records(broker, fold, broker.log.partitions[0][fold.position :]):
+            pass
         return {name: bare(w) for name in [*fold.live, *fold.entries] if (w := fold.find(name)) is not None}
 
     async def main():
