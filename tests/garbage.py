@@ -72,7 +72,8 @@ class Garbage:
         return bytes(raw)
 
     def _ids(self) -> list[Any]:
-        return [*(t["id"] for t in self.random.sample(self.trees, min(5, len(self.trees)))), "unknown"]
+        some = self.random.sample(self.trees, min(5, len(self.trees)))
+        return [*(t["id"] for t in some if "id" in t), "unknown"]
 
     def _changed(self) -> Tree:
         """A record that is there, with some of its fields replaced."""

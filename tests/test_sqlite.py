@@ -580,7 +580,7 @@ def test_the_write_ahead_log_is_emptied_before_it_fills_the_disk(go, until, tmp_
                     break
             else:
                 pytest.fail(f"100 MB were appended, the write-ahead log has {sizes[-1]}")
-            assert sizes[-2] > 1_000_000, "it was emptied before that was due"
+            assert sizes[-2] + 100_000 > 1_000_000, "it was emptied before the last append could make that due"
             assert (tmp_path / "log.db").stat().st_size > (len(sizes) - 2) * 50_000, "what was emptied is nowhere"
             assert sum((await broker.positions("end")).values()) == len(sizes) + 1
             assert [r.value for r in (await broker.read(0, limit=5)).records] == [bytes(50_000)] * 5

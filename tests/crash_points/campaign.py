@@ -30,7 +30,10 @@ HANGS = 25
 BESIDE = 6
 """Crashes that are played beside each other."""
 TRIES = 8
-"""A point that a run did not meet (what is polled comes and goes with time) is armed again; then it fails."""
+"""A point that a run did not meet (what is polled comes and goes with time) is armed again; then it fails, unless it is
+a later look of what is polled: how often that looks depends on how fast the machine is just now."""
+POLLED = "log.subscribe.fetch#"
+NEVER = "never reached"
 Report = dict[str, Any]
 
 
@@ -106,7 +109,7 @@ def crash(scene: str, place: Path, point: str, wanted: Ending) -> list[str]:
         if code:
             return [f"before the crash it ended with {code}: {(place / 'output').read_text()[-2000:]}"]
     else:
-        return ["never reached"]
+        return [NEVER]
     called = lines(place / "effects")
     code = forked(lambda: play_on(scene, place), place)
     if code:
@@ -175,8 +178,10 @@ def campaign(scene: str, folder: Path, every: int = 1, only: str = "") -> Report
     wanted["calls"] = {name: calls.count(name) for name in calls}
     chosen = [point for point in points[::every] if only in point]
     wrong = dict(crashes(scene, folder, chosen, wanted))
+    unmet = [point for point, found in wrong.items() if found == [NEVER] and point.startswith(POLLED)]
+    wrong = {point: found for point, found in wrong.items() if point not in unmet}
     return {
-        "scene": scene, "points": len(points), "crashed": len(chosen), "wrong": wrong,
+        "scene": scene, "points": len(points), "crashed": len(chosen) - len(unmet), "unmet": unmet, "wrong": wrong,
         "calls": sorted({point.partition("#")[0].partition("(")[0] for point in points}),
         "seconds": round(time.monotonic() - started, 1),
     }  # fmt: skip
@@ -190,7 +195,9 @@ def everything() -> int:
             found = campaign(scene, Path(folder))
         total, failed = total + found["crashed"], failed or bool(found["wrong"])
         print(
-            f"{scene:28} {found['points']:5} points, {len(found['wrong'])} wrong, {found['seconds']:6.1f} s", flush=True
+            f"{scene:28} {found['points']:5} points, {len(found['unmet'])} of them not met again, "
+            f"{len(found['wrong'])} wrong, {found['seconds']:6.1f} s",
+            flush=True,
         )
         for point, wrong in found["wrong"].items():
             print(f"    {point}: {wrong}")
