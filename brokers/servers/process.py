@@ -9,7 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from pathlib import Path
 
 from ...bus.errors import BrokerUnavailable
@@ -65,8 +65,9 @@ class Node:
             raise RuntimeError(f"{self.name} runs already")
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(  # noqa: S603 - a server of ours
-                _bound_to_parent(self.command), stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd=self.log.parent
-            )
+                _bound_to_parent(self.command), stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd=self.log.parent,
+                process_group=0,  # a Ctrl-C is for the parent, which ends it in good order
+            )  # fmt: skip
 
     async def ready(self, within: float = STARTS) -> None:
         """Wait until the node answers. Raises BrokerUnavailable, with the end of its log, where it does not."""
@@ -78,8 +79,8 @@ class Node:
                             return
                     await asyncio.sleep(_LOOK)
         except TimeoutError:
-            raise BrokerUnavailable(f"{self.name} does not answer within {within:g} s; {self._said()}") from None
-        raise BrokerUnavailable(f"{self.name} ended while it started; {self._said()}")
+            raise BrokerUnavailable(f"{self.name} does not answer within {within:g} s; {self.last_words()}") from None
+        raise BrokerUnavailable(f"{self.name} ended while it started; {self.last_words()}")
 
     def kill(self) -> None:
         """Kill it (SIGKILL) and wait until it is gone. No error where it is gone already."""
@@ -121,7 +122,8 @@ class Node:
             raise ProcessLookupError(f"{self.name} does not run")
         self._process.send_signal(number)
 
-    def _said(self) -> str:
+    def last_words(self) -> str:
+        """Return the end of its log, as a text for people."""
         with contextlib.suppress(OSError):
             said = self.log.read_bytes()[-_TAIL:].decode(errors="replace").strip()
             return f"the end of {self.log}:\n{said}"
@@ -145,6 +147,11 @@ def free_ports(count: int) -> list[int]:
         if _free(port):
             found.append(port)
     return found
+
+
+def are_free(ports: Iterable[int]) -> bool:
+    """Return whether nobody listens on any of these ports of loopback now."""
+    return all(_free(port) for port in ports)
 
 
 def _free(port: int) -> bool:

@@ -34,6 +34,20 @@ class Server(NamedTuple):
         return f"{self.scheme}://{self.bootstrap}"
 
 
+def homes(folder: Path, count: int) -> list[Path]:
+    """Return the folder of each node, made where it is not there.
+
+    Raises ConfigError where the folder holds the data of another number of nodes.
+    """
+    there = len(list(folder.glob("node[0-9]*")))
+    if there not in (0, count):
+        raise ConfigError(f"{folder} holds the data of {there} nodes, not of {count}: choose another folder")
+    found = [folder / f"node{i + 1}" for i in range(count)]
+    for home in found:
+        home.mkdir(parents=True, exist_ok=True)
+    return found
+
+
 @asynccontextmanager
 async def running(server: Server) -> AsyncIterator[Server]:
     """Start all nodes, wait until each answers, end them in the end.
