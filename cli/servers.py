@@ -90,9 +90,9 @@ async def _up(starting: AbstractAsyncContextManager[Server], json: bool) -> None
 
 def _tell(server: Server, json: bool) -> None:
     if json:
-        nodes = [{"name": n.name, "pid": n.pid, "log": str(n.log)} for n in server.nodes]
+        found = [{"name": n.name, "pid": n.pid, "log": str(n.log)} for n in server.nodes]
         url, folder = server.url, str(server.folder)
-        as_json({"url": url, "server": server.scheme, "version": server.version, "folder": folder, "nodes": nodes})
+        as_json({"url": url, "server": server.scheme, "version": server.version, "folder": folder, "nodes": found})
         return
     say(server.url)
     nodes = "1 node" if len(server.nodes) == 1 else f"{len(server.nodes)} nodes"
