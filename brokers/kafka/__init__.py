@@ -11,8 +11,8 @@ if TYPE_CHECKING:
 
 
 def from_url(url: str) -> KafkaBroker:
-    """`kafka://[user:password@]host:9092[,host2...]/namespace?partitions=24&replication=3`; the other settings are those
-    of `.address.KNOWN`. Raises ConfigError."""
+    """Return the broker of `kafka://[user:password@]host:9092[,host2...]/namespace?partitions=24&replication=3`; the
+    other settings are those of `.address.KNOWN`. Raises ConfigError."""
     try:
         from . import broker
     except ModuleNotFoundError as error:

@@ -96,10 +96,9 @@ def _servers(hosts: str) -> tuple[tuple[str, ...], list[str]]:
 
 
 def _check(settings: dict[str, str]) -> list[str]:
-    wrong = []
-    for name in NUMBERS:
-        if name in settings and not re.fullmatch(r"[1-9]\d{0,5}", settings[name]):
-            wrong.append(f"{name} is {settings[name]!r}, no number from 1 on")
+    wrong = list[str]()
+    given = {name: settings[name] for name in NUMBERS if name in settings}
+    wrong += [f"{n} is {v!r}, no number from 1 on" for n, v in given.items() if not re.fullmatch(r"[1-9]\d{0,5}", v)]
     for name, choices in CHOICES.items():
         settings[name] = settings[name].lower() if name in settings else ""
         if not settings[name]:
@@ -134,12 +133,12 @@ def _tokens(settings: Mapping[str, str]) -> object:
     from aiokafka.abc import AbstractTokenProvider  # type: ignore[import-untyped]
 
     class Tokens(AbstractTokenProvider):  # type: ignore[misc]
-        async def token(self) -> str:
+        async def token(self) -> str:  # pyright: ignore
             file = settings.get("token_file")
             if file is None:
                 return settings["token"]
             try:
-                with open(file, encoding="utf-8") as opened:  # noqa: ASYNC230 - read again for each connection: it is renewed
+                with open(file, encoding="utf-8") as opened:  # noqa: ASYNC230 - small, and renewed by others
                     return opened.read().strip()
             except OSError as error:
                 raise ConfigError(f"the token of the Kafka connection cannot be read: {error}") from error

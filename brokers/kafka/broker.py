@@ -123,8 +123,8 @@ class KafkaBroker:
 
     def _missing(self, what: str) -> LogMissing:
         return LogMissing(
-            f"{what} at {self.url}: start a worker (`refold run app.py`) or send something to make one, or name another "
-            "with --broker"
+            f"{what} at {self.url}: start a worker (`refold run app.py`) or send something to make one, or name "
+            "another with --broker"
         )
 
     async def _make(self, spec: LogSpec, known: dict[str, wire.Topic], lacking: list[str], create: bool) -> None:
@@ -188,15 +188,16 @@ class KafkaBroker:
             if wanted is not None and wanted != getattr(meta, name)
         ]
         if wrong:
-            raise LogMismatch(f"{self.url} is not what was asked for: {'; '.join(wrong)}. A log is never changed: use another")
+            what = "; ".join(wrong)
+            raise LogMismatch(f"{self.url} is not what was asked for: {what}. A log is never changed: use another")
         if len(found.partitions) != meta.partitions:
             raise LogMismatch(
-                f"topic {self.names.log} has {len(found.partitions)} partitions, the log was made with {meta.partitions}: "
-                "workflows would be looked for where they are not"
+                f"topic {self.names.log} has {len(found.partitions)} partitions, the log was made with "
+                f"{meta.partitions}: workflows would be looked for where they are not"
             )
         made = self.control.state.made
         if made is not None and made.topic and found.id != made.topic:
-            raise LogMismatch(f"topic {self.names.log} was deleted and made again: the records of log {meta.log_id} are gone")
+            raise LogMismatch(f"topic {self.names.log} was deleted and made again: log {meta.log_id} is gone")
 
     # ---- appending ---------------------------------------------------------------------------------------------------
     async def append(self, items: Sequence[Item], fence: Fence | None = None) -> list[Result]:

@@ -14,7 +14,7 @@ import msgspec
 from ...bus.broker import Checkpoint
 from ...bus.errors import BrokerUnavailable
 from . import wire
-from .link import COORDINATE, PAUSE, REQUEST, Again, Link
+from .link import COORDINATE, PAUSE, REQUEST, Link
 from .outbox import OVERHEAD
 from .wire import Raw
 
@@ -83,7 +83,7 @@ class Pen:
 
     def __init__(self, topic: str, group: str, partition: int, name: str) -> None:
         self.topic, self.group, self.partition, self.name = topic, group, partition, name
-        self.producer = (-1, -1)
+        self.producer: tuple[int, int] = (-1, -1)
         self.sequence = 0
         self.segments: dict[bytes, int] = {}
         self._node = -1

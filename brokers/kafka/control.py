@@ -127,9 +127,10 @@ def encode(word: Word) -> bytes:
 def decode(data: bytes | None) -> Word | None:
     """Return a word; None for what is none (somebody else wrote to the topic)."""
     try:
-        return _decoder.decode(zlib.decompress(data[1:]) if data and data[:1] == b"z" else data or b"")
+        word: Word = _decoder.decode(zlib.decompress(data[1:]) if data and data[:1] == b"z" else data or b"")
     except (msgspec.DecodeError, zlib.error):
         return None
+    return word
 
 
 # ---- the fold --------------------------------------------------------------------------------------------------------

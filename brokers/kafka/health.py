@@ -16,15 +16,17 @@ async def look(link: Link, address: Address, names: Names, max_append: int) -> H
         version = await _version(link)
         facts = await topics.facts(link, names)
     except RefoldError as error:
-        remedy = "start the cluster, or name another with --broker"
-        return Health(ok=False, durability="D1", why="the cluster cannot be asked", checks=[("cluster", False, str(error), remedy)])
+        return _nothing("the cluster cannot be asked", ("cluster", False, str(error), "start it, or name another"))
     if names.log not in facts.topics:
-        return Health(ok=False, durability="D1", why="there is no log", version=version,
-                      checks=[("topic", False, f"topic {names.log} is not there", "see `refold broker plan`")])  # fmt: skip
+        return _nothing("there is no log", ("topic", False, f"{names.log} is not there", "see `refold broker plan`"))
     durability, why = durability_of(facts)
     checks = [*topics.checks(facts, address, max_append), _in_sync(facts), _hints(facts)]
     fatal = any(not ok for name, ok, _, _ in checks if name not in ("replicas in sync", "hints"))
     return Health(ok=not fatal, durability=durability, why=why, version=version, checks=checks)
+
+
+def _nothing(why: str, check: Check) -> Health:
+    return Health(ok=False, durability="D1", why=why, checks=[check])
 
 
 def durability_of(facts: Facts) -> tuple[str, str]:
@@ -32,7 +34,8 @@ def durability_of(facts: Facts) -> tuple[str, str]:
     replicas, least = facts.replication, facts.setting(facts.names.log, "min.insync.replicas")
     flush = facts.setting(facts.names.log, "flush.messages") == "1"
     if replicas < 2:
-        return ("D2", "one replica, flush.messages=1") if flush else ("D1", "one replica, written without waiting for the disk")
+        why = "one replica, " + ("flush.messages=1" if flush else "acknowledged before it is on the disk")
+        return ("D2" if flush else "D1"), why
     if least is None or int(least) < 2:
         return "D1", f"{replicas} replicas, but min.insync.replicas is {least or 'not to be seen'}"
     why = f"{replicas} replicas, of which {least} have a record before it is acknowledged"
@@ -40,7 +43,8 @@ def durability_of(facts: Facts) -> tuple[str, str]:
 
 
 def _in_sync(facts: Facts) -> Check:
-    behind = [p for p, (_, replicas, isr) in facts.topics[facts.names.log].partitions.items() if len(isr) < len(replicas)]
+    partitions = facts.topics[facts.names.log].partitions
+    behind = [p for p, (_, replicas, in_sync) in partitions.items() if len(in_sync) < len(replicas)]
     detail = f"partitions {behind} miss some" if behind else "all"
     return ("replicas in sync", not behind, detail, "look for a broker that is down or behind")
 

@@ -56,7 +56,9 @@ class Keeper:
     `held` is replaced, never changed, so any thread may read it; `renewed` is when the last beat that counts was sent.
     """
 
-    def __init__(self, who: Membership, tell: Callable[[Event | RefoldError], None], on_stall: Callable[[], None]) -> None:
+    def __init__(
+        self, who: Membership, tell: Callable[[Event | RefoldError], None], on_stall: Callable[[], None]
+    ) -> None:
         self.who = who
         self.held: dict[int, int] = {}
         self.pens: dict[int, Pen] = {}
@@ -114,7 +116,7 @@ class Keeper:
     def _run(self) -> None:
         try:
             asyncio.run(self._main())
-        except Exception as error:  # noqa: BLE001 - told to whoever waits for it
+        except Exception as error:
             self._problem = error
             if self._joined.is_set():
                 log.exception("the membership of %s ended", self.who.member)

@@ -83,7 +83,9 @@ class Link:
             return await client.send(node, request, group=lane)
         except NotImplementedError as error:
             raise ConfigError(f"this Kafka is too old or too new for refold: {error}") from error
-        except (*wire.NETWORK, AttributeError, KeyError) as error:  # the last two: closed while it connects
+        except (AttributeError, KeyError) as error:  # it was closed while it connected
+            raise Again(f"the connection to Kafka is closed: {error}") from error
+        except wire.NETWORK as error:
             raise Again(f"Kafka does not answer: {type(error).__name__} {error}") from error
 
     async def patiently(self, work: Callable[[], Awaitable[T]]) -> T:
@@ -111,10 +113,10 @@ class Link:
 
     def leader(self, topic: str, partition: int) -> int:
         """Return who leads a partition. Raises Again where nobody does."""
-        node = self._up().cluster.leader_for_partition(wire.TopicPartition(topic, partition))
+        node = wire.leader(self._up(), topic, partition)
         if node is None or node == -1:
             raise Again(f"nobody leads partition {partition} of {topic}")
-        return int(node)
+        return node
 
     # ---- where records are -------------------------------------------------------------------------------------------
     async def offsets(

@@ -11,7 +11,7 @@ from typing import Any
 
 from ...bus.errors import BrokerUnavailable, ConfigError, Overloaded, RefoldError, TooLarge
 from . import wire
-from .link import LONGEST_PAUSE, PAUSE, PRODUCE, REQUEST, Again, Link
+from .link import LONGEST_PAUSE, PAUSE, PRODUCE, REQUEST, Link
 
 Place = tuple[str, int]
 Pair = tuple[bytes | None, bytes | None]
@@ -54,7 +54,7 @@ class Channel:
         self.flying = False
         self.not_before = 0.0
         self.pause = PAUSE
-        self.producer = NO_PRODUCER
+        self.producer: tuple[int, int] = NO_PRODUCER
         self.sequence = 0
         self.low = 0
         """Below the next append: where to look for one whose answer was lost."""
@@ -73,7 +73,7 @@ class Outbox:
         self._tasks: set[asyncio.Task[None]] = set()
         self._queued = 0
         self._called = self._closed = False
-        self._producer = NO_PRODUCER
+        self._producer: tuple[int, int] = NO_PRODUCER
         self._looking = asyncio.Lock()
 
     def put(self, topic: str, partition: int, records: Sequence[Pair]) -> asyncio.Future[int]:

@@ -22,7 +22,7 @@ AT_ONCE = 16
 
 
 def stored(raw: Raw) -> Stored:
-    """Return a record as the port has it. A key that is no text was written by somebody else: it is shown as it can be."""
+    """Return a record as the port has it. A key that is no text is somebody else's: it is shown as it can be."""
     key = None if raw.key is None else raw.key.decode("utf-8", "backslashreplace")
     return Stored(raw.offset + 1, key, raw.value or b"", raw.time / 1000)
 

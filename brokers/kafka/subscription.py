@@ -179,7 +179,8 @@ class KafkaSubscription:
                 self._problem = error
                 continue
             for (_, partition), part in parts.items():
-                if partition in offsets and partition in self._next and self._fetched.get(partition) == offsets[partition]:
+                wanted = partition in self._next and partition in offsets
+                if wanted and self._fetched.get(partition) == offsets[partition]:
                     self._answered(partition, part)
 
     def _answered(self, partition: int, part: Part) -> None:

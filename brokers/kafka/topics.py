@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 from ...bus.errors import ConfigError, LogMismatch
@@ -59,7 +59,8 @@ def wanted(names: Names, partitions: int, replication: int, max_append: int) -> 
             "cleanup.policy": "delete", "retention.bytes": str(64 * MIB), "segment.bytes": str(8 * MIB),
             **endless, **safe, **stamped, **large}),
         Topic(names.hints, 1, replication, {
-            "cleanup.policy": "delete", "retention.ms": "600000", "segment.ms": "600000", "retention.bytes": str(64 * MIB)}),
+            "cleanup.policy": "delete", "retention.ms": "600000", "segment.ms": "600000",
+            "retention.bytes": str(64 * MIB)}),
     ]  # fmt: skip
 
 
@@ -70,8 +71,10 @@ async def make(link: Link, topics: list[Topic]) -> None:
         answer = await link.ask(None, wire.create_request(topics, 10_000))
         for name, code, why in answer.topic_errors:
             if code in wire.NO_RIGHT:
-                raise ConfigError(f"topic {name} is not there, and Kafka gives no right to make it: let an administrator "
-                                  "do what `refold broker plan` prints")  # fmt: skip
+                raise ConfigError(
+                    f"topic {name} is not there, and Kafka gives no right to make it: let an administrator do what "
+                    "`refold broker plan` prints"
+                )
             if code not in (wire.OK, wire.TOPIC_EXISTS):
                 if code in wire.AGAIN:
                     raise Again(f"topic {name}: {why or wire.named(code)}")
@@ -163,7 +166,8 @@ def checks(facts: Facts, address: Address, max_append: int) -> list[Check]:
                 f"{names.checkpoints} has {counts.get(names.checkpoints, 0)} partitions, {names.log} has "
                 f"{counts[names.log]}", "make it again"))  # fmt: skip
     out.append(("partitions of control", counts.get(names.control) == 1,
-                f"{names.control} has {counts.get(names.control)} partitions, one is needed", "make it again"))  # fmt: skip
+                f"{names.control} has {counts.get(names.control)} partitions, one is needed",
+                "make it again"))  # fmt: skip
     for topic in names[:3]:
         if topic in facts.topics:
             out += _setting_checks(facts, topic, address, replicas, max_append)
@@ -174,7 +178,7 @@ def _setting_checks(facts: Facts, topic: str, address: Address, replicas: int, m
     compacted = topic == facts.names.checkpoints
     archived = topic == facts.names.log and address.settings.get("retention") == "archived"
     least = max_append + max_append // 20
-    rules = [
+    rules: list[tuple[str, Callable[[str], bool], str]] = [
         ("cleanup.policy", lambda v: ("compact" in v) == compacted, "compact" if compacted else "delete"),
         ("unclean.leader.election.enable", lambda v: v == "false", "false"),
         ("min.insync.replicas", lambda v: replicas == 1 or int(v) >= 2, "2"),

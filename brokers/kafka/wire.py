@@ -24,7 +24,7 @@ from aiokafka.protocol.types import (  # type: ignore[import-untyped]
 )
 from aiokafka.record.default_records import DefaultRecordBatchBuilder  # type: ignore[import-untyped]
 from aiokafka.record.memory_records import MemoryRecords  # type: ignore[import-untyped]
-from aiokafka.structs import TopicPartition  # type: ignore[import-untyped]
+from aiokafka.structs import TopicPartition as _Place  # type: ignore[import-untyped]
 
 EARLIEST, LATEST = -2, -1
 """Times that `list_offsets` takes for the two ends."""
@@ -87,6 +87,12 @@ class Part(NamedTuple):
     records: list[Raw]
 
 
+def leader(client: Any, topic: str, partition: int) -> int | None:
+    """Return who leads a partition, as far as it is known (-1: nobody)."""
+    node: int | None = client.cluster.leader_for_partition(_Place(topic, partition))
+    return node
+
+
 # ---- requests --------------------------------------------------------------------------------------------------------
 def offsets_request(topic: str, partitions: Mapping[int, int], isolation: int) -> Any:
     """Ask for offsets: partition -> time in ms, or EARLIEST or LATEST."""
@@ -131,7 +137,7 @@ def _unpack(
 ) -> tuple[list[Raw], int]:
     if not data:
         return [], start
-    tp = TopicPartition(topic, partition)
+    tp = _Place(topic, partition)
     unpacked = PartitionRecords(tp, MemoryRecords(data), aborted, start, None, None, True, isolation)
     try:
         records = [Raw(r.offset, r.timestamp, r.key, r.value) for r in unpacked]
@@ -167,7 +173,7 @@ def batch_bytes(
 
 def producer_id_request(transaction_id: str | None, timeout_ms: int) -> Any:
     """Ask for a producer id; with a transactional id this fences all who had it before."""
-    return transaction.InitProducerIdRequest(transaction_id, timeout_ms)
+    return transaction.InitProducerIdRequest(transaction_id, timeout_ms)  # pyright: ignore
 
 
 def coordinator_request(transaction_id: str) -> Any:
@@ -189,7 +195,7 @@ def create_request(
     topics: Sequence[tuple[str, int, int, Mapping[str, str]]], timeout_ms: int, validate_only: bool = False
 ) -> Any:
     """Make topics: (name, partitions, replication, settings)."""
-    wanted = [(name, partitions, replication, [], list(how.items())) for name, partitions, replication, how in topics]
+    wanted: list[Any] = [(name, count, replicas, [], list(how.items())) for name, count, replicas, how in topics]
     return admin.CreateTopicsRequest(create_topic_requests=wanted, timeout=timeout_ms, validate_only=validate_only)
 
 
@@ -210,7 +216,7 @@ class _Uuid(AbstractType):  # type: ignore[misc]
 
 
 class _TopicsAnswer(Response):  # type: ignore[misc]
-    API_KEY, API_VERSION = 3, 10
+    API_KEY, API_VERSION = 3, 10  # pyright: ignore
     _BROKER = (
         ("node", Int32), ("host", CompactString("utf-8")), ("port", Int32), ("rack", CompactString("utf-8")),
         ("tags", TaggedFields),
