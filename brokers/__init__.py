@@ -9,8 +9,8 @@ from importlib.metadata import EntryPoint, entry_points
 from ..bus.broker import Broker
 from ..bus.errors import ConfigError, UnknownBroker
 
-BUILT_IN = {"memory": ".memory", "sqlite": ".sqlite"}
-COMING = {"kafka", "nats"}
+BUILT_IN = {"kafka": ".kafka", "memory": ".memory", "sqlite": ".sqlite"}
+COMING = {"nats"}
 GROUP = "refold.brokers"
 
 

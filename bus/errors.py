@@ -22,6 +22,7 @@ RefoldError
 │   │   ├── LogMismatch                 the log is not what the caller needs
 │   │   ├── LogCorrupt                  the file is damaged or not a refold log
 │   │   ├── RulesTooNew                 written under rules that this release does not know
+│   │   ├── ServerMissing               a server cannot be started here (its text says what to install)
 │   │   └── GroupConflict               the group's live members host other agents
 │   ├── LogTruncated                the log lost records that had been folded
 │   ├── WorkflowExists              the id belongs to a workflow that was started otherwise
@@ -152,6 +153,10 @@ class LogCorrupt(ConfigError):
 
 class RulesTooNew(ConfigError):
     """The log was written under rules that this release does not know: upgrade refold."""
+
+
+class ServerMissing(ConfigError):
+    """A broker's server cannot be started on this machine; the text says what to install."""
 
 
 class GroupConflict(ConfigError):

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from .. import __version__
-from . import exits, look, messages, verbs
+from . import exits, look, messages, servers, verbs
 from .demo import demo
 from .doctor import doctor
 from .new import new
@@ -33,6 +33,7 @@ for command in (
 ):  # fmt: skip
     app.command()(command)
 app.add_typer(verbs.dlq, name="dlq")
+app.add_typer(servers.broker, name="broker")
 
 
 @app.callback()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections import Counter
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, TypeVar
 
@@ -12,22 +11,11 @@ import pytest
 from hypothesis import settings
 
 T = TypeVar("T")
-pytest_plugins = ("simulation.mix",)
+pytest_plugins = ("simulation.mix", "real_servers")
 
 settings.register_profile("quick", deadline=None, print_blob=True)
 settings.register_profile("thorough", deadline=None, print_blob=True, max_examples=2000)
 settings.load_profile(os.environ.get("REFOLD_TESTS", "quick"))
-
-
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Say which brokers the tests met: the parameters in their names tell."""
-    met: Counter[str] = Counter()
-    for outcome in ("passed", "failed", "error"):
-        for report in terminalreporter.getreports(outcome):
-            words = report.nodeid.partition("[")[2].rstrip("]").split("-")
-            met.update(broker for broker in ("memory", "sqlite") if broker in words)
-    counts = ", ".join(f"{broker} in {met[broker]} tests" for broker in ("memory", "sqlite"))
-    terminalreporter.write_line(f"Brokers met: {counts}. Not met, since not in this release: nats, kafka.")
 
 
 @pytest.fixture

@@ -112,12 +112,12 @@ def test_a_worker_and_a_client_run_on_a_broker_of_somebody_else(site, tmp_path):
 
 def test_an_unknown_scheme_names_those_that_are_known_also_others(site):
     install(site, "lunar-broker", "lunar", "lunar:from_url", lunar=LUNAR)
-    with pytest.raises(UnknownBroker, match=r"no broker for stellar://; there is lunar://, memory://, sqlite://$"):
+    with pytest.raises(UnknownBroker, match=r"no broker for stellar://; there is kafka://, lunar://, memory://, sqlite://$"):
         open_broker("stellar://x")
     with pytest.raises(UnknownBroker, match=r"no broker for my_own://"):
         open_broker("my_own://x")
-    with pytest.raises(UnknownBroker, match=r"no broker for kafka:// .its adapter is not part of this release.;"):
-        open_broker("kafka://localhost")
+    with pytest.raises(UnknownBroker, match=r"no broker for nats:// .its adapter is not part of this release.;"):
+        open_broker("nats://localhost")
     with pytest.raises(UnknownBroker, match=r"write sqlite:///refold.db"):
         open_broker("refold.db")
 

@@ -1,0 +1,318 @@
+"""The thread that keeps a member's place in its group: beats, takes over, notices losses. A blocked event loop does not
+stop it, until `stall_limit`."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable
+from typing import NamedTuple
+
+from ...bus.broker import Assigned, Event, Lost, Revoked
+from ...bus.errors import BrokerUnavailable, ConfigError, LogMismatch, RefoldError
+from ..shares import Lease, Wanted, is_mine, plan
+from . import wire
+from .address import Address
+from .checkpoints import Pen
+from .control import Beat, Claim, Control, Group, Left, Release, State
+from .link import PAUSE, WATCH, Link
+from .outbox import Outbox
+from .topics import Names
+
+log = logging.getLogger("refold.kafka")
+
+EXIT_STALLED = 70
+LOOK_AT_TOPIC = 10.0
+"""Seconds after which the log's topic is asked for its id: one that was deleted and made again has another."""
+
+
+def exit_stalled() -> None:
+    """End the process: a death like any other; others take over."""
+    os._exit(EXIT_STALLED)
+
+
+class Membership(NamedTuple):
+    """Who joins what: `topic_id` is that of the log (of "" nothing is known)."""
+
+    address: Address
+    names: Names
+    topic_id: str
+    group: str
+    member: str
+    partitions: int
+    wanted: Wanted
+    lease: float
+    stall_limit: float
+
+
+class Keeper:
+    """Owns the partitions of one member. `tell` is called, in the thread, with events for the subscription.
+
+    `held` is replaced, never changed, so any thread may read it; `renewed` is when the last beat that counts was sent.
+    """
+
+    def __init__(
+        self, who: Membership, tell: Callable[[Event | RefoldError], None], on_stall: Callable[[], None]
+    ) -> None:
+        self.who = who
+        self.held: dict[int, int] = {}
+        self.pens: dict[int, Pen] = {}
+        self.turned = self.renewed = time.monotonic()
+        self.token = os.urandom(8).hex()
+        self.silent = False
+        """For tests: do nothing, as a process that was stopped."""
+        self._tell, self._on_stall = tell, on_stall
+        self._watched = threading.get_ident()
+        self._lock = threading.Lock()
+        self._revoking: set[int] = set()
+        self._seen: dict[str, tuple[int, float]] = {}
+        self._counter = 0
+        self._began = time.monotonic()
+        self._joined = threading.Event()
+        self._problem: Exception | None = None
+        self._leaving = self._stop = False
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._bell: asyncio.Event
+        self._thread = threading.Thread(target=self._run, name="refold-kafka", daemon=True)
+
+    # ---- called by the subscription ----------------------------------------------------------------------------------
+    def join(self) -> None:
+        """Enter the group. Blocks for a moment. Raises what came of it."""
+        self._thread.start()
+        self._joined.wait()
+        if self._problem is not None:
+            raise self._problem
+
+    def stop(self, *, leave: bool) -> None:
+        """End the thread; with `leave` everything is released. Blocks for a moment."""
+        self._leaving, self._stop = leave, True
+        self.wake()
+        if self._thread.is_alive():
+            self._thread.join()
+
+    def wake(self) -> None:
+        """Look at the group at once."""
+        if self._loop is not None:
+            try:
+                self._loop.call_soon_threadsafe(self._bell.set)
+            except RuntimeError:  # it is closed
+                pass
+
+    def drop(self, partition: int, epoch: int) -> bool:
+        """Hold the partition no longer; False where it was not held under this epoch."""
+        with self._lock:
+            if self.held.get(partition) != epoch:
+                return False
+            self.held = {p: e for p, e in self.held.items() if p != partition}
+            self._revoking.discard(partition)
+            return True
+
+    # ---- the thread --------------------------------------------------------------------------------------------------
+    def _run(self) -> None:
+        try:
+            asyncio.run(self._main())
+        except Exception as error:
+            self._problem = error
+            if self._joined.is_set():
+                log.exception("the membership of %s ended", self.who.member)
+        finally:
+            self._joined.set()
+
+    async def _main(self) -> None:
+        self._loop, self._bell = asyncio.get_running_loop(), asyncio.Event()
+        link = Link(self.who.address, patience=max(self.who.lease, 10.0))
+        outbox = Outbox(link)
+        try:
+            await link.open([self.who.names.control, self.who.names.checkpoints])
+            self.link, self.control = link, Control(link, outbox, self.who.names.control)
+            await self.control.read()
+            await self._beat()
+            await self._look()
+            self._joined.set()
+            await self._keep()
+            if self._leaving:
+                await self._leave()
+        finally:
+            await outbox.aclose()
+            await link.aclose()
+
+    async def _keep(self) -> None:
+        pause = min(self.who.lease / 8, 0.5)
+        watching: asyncio.Task[None] | None = None
+        topic_seen = time.monotonic()
+        while not self._stop:
+            if watching is None or watching.done():
+                watching = asyncio.create_task(self._watch(pause))
+            ringing = asyncio.create_task(self._bell.wait())
+            await asyncio.wait([watching, ringing], timeout=pause, return_when=asyncio.FIRST_COMPLETED)
+            ringing.cancel()
+            self._bell.clear()
+            if self.silent or self._stop:
+                continue
+            try:
+                await self._turn()
+                if time.monotonic() - topic_seen > LOOK_AT_TOPIC:
+                    topic_seen = time.monotonic()
+                    await self._look_at_topic()
+            except RefoldError as error:
+                log.warning("the place of %s in its group could not be kept: %s", self.who.member, error)
+                if not isinstance(error, BrokerUnavailable):
+                    self._tell(error)
+                await asyncio.sleep(pause)
+            except Exception:
+                log.exception("the place of %s in its group could not be kept", self.who.member)
+                await asyncio.sleep(pause)
+        if watching is not None:
+            watching.cancel()
+            await asyncio.gather(watching, return_exceptions=True)
+
+    async def _watch(self, wait: float) -> None:
+        """Wait for words of others, and take them."""
+        if self.silent:
+            await asyncio.sleep(PAUSE)
+            return
+        place = (self.control.topic, 0)
+        try:
+            node = self.link.leader(*place)
+            part = (await self.link.fetch(node, {place: self.control.next}, wait=wait, lane=WATCH))[place]
+        except BrokerUnavailable:
+            await self.link.look()
+            await asyncio.sleep(PAUSE)
+            return
+        if part.error:
+            await asyncio.sleep(PAUSE)
+            await self.link.look()
+        elif not self.silent:
+            for raw in part.records:
+                self.control.take(raw)
+
+    async def _turn(self) -> None:
+        before, self._began = self._began, time.monotonic()
+        now = self._began
+        if now - before > self.who.lease / 2:  # this process was stopped, or the log away: others are not dead by that
+            self.turned = now  # so its loop did not block
+            self._seen.clear()
+        if now - self.turned > self.who.stall_limit:
+            self._stalled(now)
+            return
+        if now - self.renewed >= self.who.lease / 4:
+            await self._beat()
+        await self._look()
+
+    # ---- the group ---------------------------------------------------------------------------------------------------
+    def _group(self, state: State) -> Group:
+        return state.groups.get(self.who.group) or Group()
+
+    async def _beat(self) -> None:
+        """Show oneself. What others took before it counts is noticed first, so that no deadline covers what is lost."""
+        self._counter += 1
+        sent = time.monotonic()
+        wanted = None if self.who.wanted is None else sorted(self.who.wanted)
+        beat = Beat(self.who.group, self.who.member, self.token, self._counter, wanted)
+        state = await self.control.write(beat)
+        if time.monotonic() - sent > self.who.lease / 2:
+            self._seen.clear()
+        self._lose(self._group(state))
+        self.renewed = sent
+
+    def _lose(self, group: Group) -> None:
+        for partition, epoch in self.held.items():
+            if not is_mine(group.leases.get(partition), self.token, epoch) and self.drop(partition, epoch):
+                self._tell(Lost(partition, epoch))
+
+    async def _look(self) -> None:
+        """Compare the fold with what this member believes, and act."""
+        group = self._group(self.control.state)
+        self._lose(group)
+        live = {token: peer.takes() for token, peer in group.peers.items() if self._alive(token, peer.counter)}
+        held, leases = self.held, dict(group.leases)
+        todo = plan(self.token, self.who.partitions, self.who.wanted, leases, held, self._revoking.copy(), live)
+        for partition in todo.revoke:
+            with self._lock:
+                known = self.held.get(partition) == held[partition]
+                if known:
+                    self._revoking.add(partition)
+            if known:
+                self._tell(Revoked(partition, held[partition]))
+        if todo.claim and not self._stop:
+            await self._claim(group, todo.claim)
+        for lease in todo.forgotten:  # a release, or what came of a claim, was lost on its way
+            if self.held.get(lease.partition) != lease.epoch:
+                await self.control.write(Release(self.who.group, self.token, lease.partition, lease.epoch))
+        owners = {lease.owner for lease in group.leases.values()}
+        for token in [t for t in group.peers if t not in live and t not in owners]:
+            await self.control.write(Left(self.who.group, token, group.peers[token].counter))
+            self._seen.pop(token, None)
+
+    def _alive(self, token: str, counter: int) -> bool:
+        """Its counter moved within the lease, by this process's own clock."""
+        if token == self.token:
+            return True
+        now = time.monotonic()
+        known, since = self._seen.get(token, (-1, now))
+        if known != counter:
+            since = now
+        self._seen[token] = (counter, since)
+        return now - since <= self.who.lease
+
+    async def _claim(self, group: Group, wanted: list[int]) -> None:
+        wishes, before = list[tuple[int, int, str, int]](), dict(group.leases)
+        for partition in wanted:
+            lease = group.leases.get(partition) or Lease(partition, 0, "", True)
+            peer = group.peers.get(lease.owner)
+            wishes.append((partition, lease.epoch + 1, lease.owner, peer.counter if peer else 0))
+        state = await self.control.write(Claim(self.who.group, self.token, wishes))
+        got = [(p, e) for p, e, _, _ in wishes if is_mine(self._group(state).leases.get(p), self.token, e)]
+        await self._take_pens([partition for partition, _ in got])
+        now = self._group(await self.control.read())
+        for partition, epoch in got:
+            if is_mine(now.leases.get(partition), self.token, epoch) and not self._stop:
+                with self._lock:
+                    self.held = {**self.held, partition: epoch}
+                died = partition in before and not before[partition].released
+                self._tell(Assigned(partition, epoch, after_death=died))
+
+    async def _take_pens(self, partitions: list[int]) -> None:
+        """Fence whoever wrote the checkpoints of these partitions, before anybody is told that they are owned."""
+        names, group = self.who.names, self.who.group
+        pens = [Pen(names.checkpoints, group, p, f"{names.log}.{group}.{p}") for p in partitions]
+
+        async def take(pen: Pen) -> None:
+            try:
+                await pen.take(self.link)
+            except ConfigError as error:
+                log.warning("partition %d has no checkpoints: %s", pen.partition, error)
+
+        async with asyncio.TaskGroup() as tasks:
+            for pen in pens:
+                tasks.create_task(take(pen))
+        self.pens = {**self.pens, **{pen.partition: pen for pen in pens}}
+
+    async def _leave(self) -> None:
+        self.held = {}
+        try:
+            await self.control.write(Left(self.who.group, self.token))
+        except RefoldError as error:
+            log.warning("%s could not leave, others wait for its lease: %s", self.who.member, error)
+
+    # ---- what must not be --------------------------------------------------------------------------------------------
+    async def _look_at_topic(self) -> None:
+        found = (await self.link.topics([self.who.names.log]))[self.who.names.log]
+        gone = found.error == wire.UNKNOWN_TOPIC
+        if gone or (not found.error and self.who.topic_id and found.id != self.who.topic_id):
+            raise LogMismatch(f"topic {self.who.names.log} was deleted{'' if gone else ' and made again'} meanwhile")
+
+    def _stalled(self, now: float) -> None:
+        frame = sys._current_frames().get(self._watched)
+        stack = "".join(traceback.format_stack(frame)) if frame is not None else "(no stack)"
+        log.critical(
+            "the event loop has not turned for %.0f s: %s ends, others take over\n%s",
+            now - self.turned, self.who.member, stack,
+        )  # fmt: skip
+        self._stop = True
+        self._on_stall()

@@ -1,0 +1,185 @@
+"""Reading the log: by position, by time, by workflow. A position is an offset + 1."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from array import array
+from collections.abc import Sequence
+
+from ...bus.broker import At, Page, Stored
+from ...bus.errors import LogTruncated
+from . import wire
+from .link import Link
+from .wire import Raw
+
+SMALL = 64 * 1024
+"""Bytes that are asked for where few records are wanted; a whole batch comes at least."""
+LARGE = 1 << 20
+NEAR = 200
+"""Records that lie so close are read in one go."""
+AT_ONCE = 16
+
+
+def stored(raw: Raw) -> Stored:
+    """Return a record as the port has it. A key that is no text is somebody else's: it is shown as it can be."""
+    key = None if raw.key is None else raw.key.decode("utf-8", "backslashreplace")
+    return Stored(raw.offset + 1, key, raw.value or b"", raw.time / 1000)
+
+
+def milliseconds(time: float) -> int:
+    """Return the first millisecond whose `Stored.time` is this time or later."""
+    ms = max(0, int(time * 1000) - 1)
+    while ms / 1000 < time:
+        ms += 1
+    return ms
+
+
+class Log:
+    """Reads the topic of the records."""
+
+    def __init__(self, link: Link, topic: str) -> None:
+        self.link, self.topic = link, topic
+        self._indexes: dict[int, Index] = {}
+
+    async def bounds(self, partition: int) -> tuple[int, int]:
+        """Return the first offset that is there, and the one above all that was acknowledged."""
+        begin = await self.link.offsets(self.topic, [partition], wire.EARLIEST)
+        end = await self.link.offsets(self.topic, [partition])
+        return begin[partition], end[partition]
+
+    async def page(self, partition: int, start: int | At, end: int | None, limit: int) -> Page:
+        """Return up to `limit` records with start <= position < end."""
+        first, last = await self._span(partition, start)
+        last = last if end is None else min(last, end - 1)
+        out = list[Stored]()
+        while first < last and len(out) < limit:
+            part = await self._part(partition, first, SMALL if limit - len(out) < NEAR else LARGE)
+            if part is None:  # what was at `first` is gone meanwhile
+                first = max(first, (await self.bounds(partition))[0])
+                continue
+            for raw in part.records:
+                if raw.offset >= last or len(out) == limit:
+                    break
+                out.append(stored(raw))
+            first = out[-1].position if len(out) == limit else part.next
+        return Page(out, first + 1 if first < last else None)
+
+    async def _span(self, partition: int, start: int | At) -> tuple[int, int]:
+        if not isinstance(start, At):
+            begin, end = await self.bounds(partition)
+            return max(begin, start - 1), end
+        (end,) = (await self.link.offsets(self.topic, [partition])).values()
+        (first,) = (await self.link.offsets(self.topic, [partition], milliseconds(start.time))).values()
+        return (end if first < 0 else first), end
+
+    async def _part(self, partition: int, offset: int, size: int) -> wire.Part | None:
+        part = await self.link.fetch_one(self.topic, partition, offset, part_bytes=size)
+        return None if part.error else part
+
+    async def at(self, partition: int, positions: Sequence[int]) -> list[Stored]:
+        """Return the records at these positions, ascending. Raises LogTruncated."""
+        wanted = sorted(set(positions))
+        if not wanted:
+            return []
+        begin, end = await self.bounds(partition)
+        if wanted[0] - 1 < begin or wanted[-1] - 1 >= end:
+            gone = next(p for p in wanted if not begin < p <= end)
+            raise LogTruncated(f"partition {partition} of {self.topic} holds no record at {gone}")
+        several = asyncio.Semaphore(AT_ONCE)
+
+        async def some(run: list[int]) -> list[Stored]:
+            async with several:
+                return await self._run(partition, run)
+
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(some(run)) for run in runs(wanted)]
+        return [record for task in tasks for record in task.result()]
+
+    async def _run(self, partition: int, wanted: list[int]) -> list[Stored]:
+        """Return records that lie close to each other."""
+        out, left = list[Stored](), set(wanted)
+        size = SMALL if wanted[-1] - wanted[0] < NEAR // 4 else LARGE
+        offset = wanted[0] - 1
+        while left and offset < wanted[-1]:
+            part = await self._part(partition, offset, size)
+            if part is None:
+                break
+            for raw in part.records:
+                if raw.offset + 1 in left:
+                    left.discard(raw.offset + 1)
+                    out.append(stored(raw))
+            offset = min(left) - 1 if left and min(left) > part.next else part.next
+        if left:
+            raise LogTruncated(f"partition {partition} of {self.topic} holds no record at {min(left)}")
+        return out
+
+    async def workflow(self, partition: int, correlation_id: str, after: int, limit: int) -> Page:
+        """Return records of a workflow and of the partition itself, above a position."""
+        index = self._indexes.get(partition)
+        if index is None:
+            index = self._indexes[partition] = Index(self, partition)
+        await index.catch_up()
+        positions = index.positions(correlation_id, after)
+        records = await self.at(partition, positions[:limit])
+        records = [r for r in records if r.key in (None, correlation_id)]  # two keys may have one hash
+        return Page(records, positions[limit - 1] if len(positions) > limit else None)
+
+
+def runs(wanted: list[int]) -> list[list[int]]:
+    """Cut ascending positions where there is a wide gap."""
+    out = [[wanted[0]]]
+    for position in wanted[1:]:
+        if position - out[-1][-1] > NEAR:
+            out.append([])
+        out[-1].append(position)
+    return out
+
+
+class Index:
+    """Which positions of a partition a key has. Kept in memory, brought up to the end by each reader; 8 bytes a record,
+    some 200 a key."""
+
+    def __init__(self, log: Log, partition: int) -> None:
+        self.log, self.partition = log, partition
+        self.next = 0
+        self._own = array("q")
+        self._keys: dict[int, array[int]] = {}
+        self._lock = asyncio.Lock()
+
+    async def catch_up(self) -> None:
+        """Know all that was acknowledged before. One scan serves all that ask at once."""
+        begin, end = await self.log.bounds(self.partition)
+        if self.next >= end:
+            return
+        async with self._lock:
+            self.next = max(self.next, begin)
+            while self.next < end:
+                part = await self.log._part(self.partition, self.next, 4 * LARGE)
+                if part is None:
+                    self.next = max(self.next, (await self.log.bounds(self.partition))[0])
+                    continue
+                for raw in part.records:
+                    self._add(raw)
+                self.next = max(part.next, self.next)
+                await asyncio.sleep(0)
+
+    def _add(self, raw: Raw) -> None:
+        if raw.key is None:
+            self._own.append(raw.offset + 1)
+            return
+        digest = _digest(raw.key)
+        known = self._keys.get(digest)
+        if known is None:
+            self._keys[digest] = array("q", (raw.offset + 1,))
+        else:
+            known.append(raw.offset + 1)
+
+    def positions(self, key: str, after: int) -> list[int]:
+        """Return the positions of a key, and of the partition's own records."""
+        of_key = self._keys.get(_digest(key.encode("utf-8", "surrogatepass")), ())
+        return sorted(p for known in (of_key, self._own) for p in known if p > after)
+
+
+def _digest(key: bytes) -> int:
+    return int.from_bytes(hashlib.blake2b(key, digest_size=8).digest(), "big")

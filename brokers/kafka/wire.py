@@ -1,0 +1,279 @@
+"""The one file that knows the insides of aiokafka: its client, its protocol structs, its record batches."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from aiokafka import errors  # type: ignore[import-untyped]
+from aiokafka.client import AIOKafkaClient  # type: ignore[import-untyped]
+from aiokafka.consumer.fetcher import PartitionRecords  # type: ignore[import-untyped]
+from aiokafka.protocol import admin, coordination, fetch, metadata, offset, produce, transaction  # type: ignore[import-untyped]
+from aiokafka.protocol.api import Request, RequestStruct, Response  # type: ignore[import-untyped]
+from aiokafka.protocol.types import (  # type: ignore[import-untyped]
+    AbstractType,
+    Boolean,
+    CompactArray,
+    CompactString,
+    Int16,
+    Int32,
+    Schema,
+    TaggedFields,
+)
+from aiokafka.record.default_records import DefaultRecordBatchBuilder  # type: ignore[import-untyped]
+from aiokafka.record.memory_records import MemoryRecords  # type: ignore[import-untyped]
+from aiokafka.structs import TopicPartition as _Place  # type: ignore[import-untyped]
+
+EARLIEST, LATEST = -2, -1
+"""Times that `list_offsets` takes for the two ends."""
+
+# codes of the protocol (https://kafka.apache.org/protocol#protocol_error_codes)
+OK, OUT_OF_RANGE, TOO_LARGE, LIST_TOO_LARGE = 0, 1, 10, 18
+UNKNOWN_TOPIC, TOPIC_EXISTS = 3, 36
+OUT_OF_ORDER, DUPLICATE, BAD_EPOCH, UNKNOWN_PRODUCER = 45, 46, 47, 59
+BAD_STATE, BAD_MAPPING, CONCURRENT, FENCED = 48, 49, 51, 90
+STORAGE = 56
+NO_RIGHT = {29: "topic", 30: "group", 31: "cluster", 53: "transactional id"}
+AGAIN = {-1, 2, 3, 5, 6, 7, 8, 9, 13, 14, 15, 16, 19, 20, 41, 51, 56, 72, 74, 75, 76, 78}
+"""What goes away by itself: elections, moves, time limits, replicas that are behind."""
+NOTHING_WRITTEN = {3, 5, 6, 9, 19, 74, 75, 76}
+"""Of these: the broker took nothing of the batch."""
+
+NETWORK: tuple[type[BaseException], ...] = (errors.KafkaError, OSError, asyncio.TimeoutError)
+
+
+def named(code: int) -> str:
+    """Return the name of an error code."""
+    return str(errors.for_code(code).__name__)
+
+
+class Client(AIOKafkaClient):  # type: ignore[misc]
+    """aiokafka's, which never makes a topic by asking for it."""
+
+    async def _metadata_update(self, cluster_metadata: Any, topics: Any) -> bool:
+        request = metadata.MetadataRequest(list(topics), False)
+        nodes = [b.nodeId for b in self.cluster.brokers()] + [k[0] for k in self._conns if k[0] == "bootstrap"]
+        random.shuffle(nodes)
+        for node in nodes:
+            try:
+                answer = await self.send(node, request)
+            except NETWORK:
+                continue
+            if not answer.brokers:
+                return False
+            cluster_metadata.update_metadata(answer)
+            return True
+        cluster_metadata.failed_update(None)
+        return False
+
+
+class Raw(NamedTuple):
+    """A record as Kafka has it; `time` in milliseconds."""
+
+    offset: int
+    time: int
+    key: bytes | None
+    value: bytes | None
+
+
+class Part(NamedTuple):
+    """What a fetch brought of one partition: records, where the next ones are, and the end of what may be read."""
+
+    error: int
+    end: int
+    next: int
+    records: list[Raw]
+
+
+def leader(client: Any, topic: str, partition: int) -> int | None:
+    """Return who leads a partition, as far as it is known (-1: nobody)."""
+    node: int | None = client.cluster.leader_for_partition(_Place(topic, partition))
+    return node
+
+
+# ---- requests --------------------------------------------------------------------------------------------------------
+def offsets_request(topic: str, partitions: Mapping[int, int], isolation: int) -> Any:
+    """Ask for offsets: partition -> time in ms, or EARLIEST or LATEST."""
+    return offset.OffsetRequest(-1, isolation, [(topic, list(partitions.items()))])
+
+
+def offsets_of(answer: Any) -> Iterator[tuple[int, int, int]]:
+    """Return (partition, error, offset) of each."""
+    for _, partitions in answer.topics:
+        for number, error, _, found in partitions:
+            yield number, error, found
+
+
+def fetch_request(
+    wanted: Mapping[tuple[str, int], int], wait_ms: int, max_bytes: int, isolation: int, part_bytes: int
+) -> Any:
+    """Ask for records of partitions from offsets on; the broker answers when there are some, or after the wait."""
+    topics: dict[str, list[tuple[int, int, int]]] = {}
+    for (topic, partition), start in wanted.items():
+        topics.setdefault(topic, []).append((partition, start, part_bytes))
+    return fetch.FetchRequest(wait_ms, 1, max_bytes, isolation, list(topics.items()))
+
+
+def parts_of(answer: Any, wanted: Mapping[tuple[str, int], int], isolation: int) -> dict[tuple[str, int], Part]:
+    """Return what a fetch brought. Raises ValueError for bytes that do not match their checksum."""
+    out: dict[tuple[str, int], Part] = {}
+    for topic, partitions in answer.topics:
+        for number, error, high, stable, *rest in partitions:
+            start = wanted[topic, number]
+            end = stable if isolation else high
+            if error:
+                out[topic, number] = Part(error, end, start, [])
+                continue
+            aborted = rest[1] if answer.API_VERSION >= 5 else rest[0]
+            records, following = _unpack(topic, number, rest[-1], aborted, start, isolation)
+            out[topic, number] = Part(OK, end, following, records)
+    return out
+
+
+def _unpack(
+    topic: str, partition: int, data: bytes | None, aborted: Any, start: int, isolation: int
+) -> tuple[list[Raw], int]:
+    if not data:
+        return [], start
+    tp = _Place(topic, partition)
+    unpacked = PartitionRecords(tp, MemoryRecords(data), aborted, start, None, None, True, isolation)
+    try:
+        records = [Raw(r.offset, r.timestamp, r.key, r.value) for r in unpacked]
+    except errors.CorruptRecordException as error:
+        raise ValueError(str(error)) from error
+    return records, unpacked.next_fetch_offset
+
+
+def produce_request(parts: Mapping[tuple[str, int], bytes], wait_ms: int, transaction_id: str | None = None) -> Any:
+    """Append record batches; answered when all replicas in sync have them."""
+    topics: dict[str, list[tuple[int, bytes]]] = {}
+    for (topic, partition), batch in parts.items():
+        topics.setdefault(topic, []).append((partition, batch))
+    return produce.ProduceRequest(transaction_id, -1, wait_ms, list(topics.items()))
+
+
+def produced(answer: Any) -> dict[tuple[str, int], tuple[int, int]]:
+    """Return (error, offset of the first record) of each batch."""
+    return {(topic, part[0]): (part[1], part[2]) for topic, parts in answer.topics for part in parts}
+
+
+def batch_bytes(
+    records: Sequence[tuple[bytes | None, bytes | None]], producer: tuple[int, int], sequence: int, *,
+    transactional: bool = False, compression: int = 0,
+) -> bytes:  # fmt: skip
+    """Return a record batch, which the broker takes or refuses as a whole."""
+    room = 2**31 - 1
+    builder = DefaultRecordBatchBuilder(2, compression, int(transactional), producer[0], producer[1], sequence, room)
+    for n, (key, value) in enumerate(records):
+        builder.append(n, None, key, value, [])
+    return bytes(builder.build())
+
+
+def producer_id_request(transaction_id: str | None, timeout_ms: int) -> Any:
+    """Ask for a producer id; with a transactional id this fences all who had it before."""
+    return transaction.InitProducerIdRequest(transaction_id, timeout_ms)  # pyright: ignore
+
+
+def coordinator_request(transaction_id: str) -> Any:
+    """Ask who coordinates the transactions of an id."""
+    return coordination.FindCoordinatorRequest(transaction_id, 1)
+
+
+def add_partition_request(transaction_id: str, producer: tuple[int, int], topic: str, partition: int) -> Any:
+    """Begin, or widen, a transaction."""
+    return transaction.AddPartitionsToTxnRequest(transaction_id, *producer, [(topic, [partition])])
+
+
+def end_request(transaction_id: str, producer: tuple[int, int], commit: bool) -> Any:
+    """End a transaction."""
+    return transaction.EndTxnRequest(transaction_id, *producer, commit)
+
+
+def create_request(
+    topics: Sequence[tuple[str, int, int, Mapping[str, str]]], timeout_ms: int, validate_only: bool = False
+) -> Any:
+    """Make topics: (name, partitions, replication, settings)."""
+    wanted: list[Any] = [(name, count, replicas, [], list(how.items())) for name, count, replicas, how in topics]
+    return admin.CreateTopicsRequest(create_topic_requests=wanted, timeout=timeout_ms, validate_only=validate_only)
+
+
+def config_request(kind: int, name: str) -> Any:
+    """Ask for all settings of a topic (kind 2) or a broker (kind 4)."""
+    return admin.DescribeConfigsRequest([(kind, name, None)], False)
+
+
+# ---- the identity of a topic, which aiokafka does not ask for --------------------------------------------------------
+class _Uuid(AbstractType):  # type: ignore[misc]
+    @classmethod
+    def encode(cls, value: bytes) -> bytes:
+        return value
+
+    @classmethod
+    def decode(cls, data: Any) -> bytes:
+        return bytes(data.read(16))
+
+
+class _TopicsAnswer(Response):  # type: ignore[misc]
+    API_KEY, API_VERSION = 3, 10  # pyright: ignore
+    _BROKER = (
+        ("node", Int32), ("host", CompactString("utf-8")), ("port", Int32), ("rack", CompactString("utf-8")),
+        ("tags", TaggedFields),
+    )  # fmt: skip
+    _PARTITION = (
+        ("error_code", Int16), ("partition", Int32), ("leader", Int32), ("leader_epoch", Int32),
+        ("replicas", CompactArray(Int32)), ("isr", CompactArray(Int32)), ("offline", CompactArray(Int32)),
+        ("tags", TaggedFields),
+    )  # fmt: skip
+    _TOPIC = (
+        ("error_code", Int16), ("topic", CompactString("utf-8")), ("id", _Uuid), ("is_internal", Boolean),
+        ("partitions", CompactArray(*_PARTITION)), ("operations", Int32), ("tags", TaggedFields),
+    )  # fmt: skip
+    SCHEMA = Schema(
+        ("throttle_time_ms", Int32), ("brokers", CompactArray(*_BROKER)), ("cluster_id", CompactString("utf-8")),
+        ("controller", Int32), ("topics", CompactArray(*_TOPIC)), ("operations", Int32), ("tags", TaggedFields),
+    )  # fmt: skip
+
+
+class _TopicsQuestion(RequestStruct):  # type: ignore[misc]
+    API_KEY, API_VERSION, RESPONSE_TYPE, FLEXIBLE_VERSION = 3, 10, _TopicsAnswer, True
+    SCHEMA = Schema(
+        ("topics", CompactArray(("id", _Uuid), ("name", CompactString("utf-8")), ("tags", TaggedFields))),
+        ("create", Boolean), ("operations", Boolean), ("topic_operations", Boolean), ("tags", TaggedFields),
+    )  # fmt: skip
+
+
+class TopicsRequest(Request[_TopicsQuestion]):  # type: ignore[misc]
+    """Ask what is known of topics, with their ids, making none."""
+
+    API_KEY = 3
+
+    def __init__(self, topics: Sequence[str]) -> None:
+        self._topics = topics
+
+    def build(self, request_struct_class: Any) -> Any:
+        return request_struct_class([(bytes(16), name, {}) for name in self._topics], False, False, False, {})
+
+
+class Topic(NamedTuple):
+    """What the cluster knows of a topic: its id, and of each partition its leader, replicas and those in sync."""
+
+    error: int
+    id: str
+    partitions: dict[int, tuple[int, list[int], list[int]]]
+
+
+def topics_of(answer: Any) -> dict[str, Topic]:
+    """Return what is known of each topic that was asked for."""
+    return {
+        name: Topic(error, id.hex(), {p[1]: (p[2], list(p[4]), list(p[5])) for p in partitions})
+        for error, name, id, _, partitions, *_ in answer.topics
+    }
+
+
+async def release(client: Any) -> str:
+    """Return which protocol the brokers speak at most: they do not tell their release."""
+    answer = await client.send(client.get_random_node(), admin.ApiVersionRequest())
+    highest = {version[0]: version[2] for version in answer.api_versions}
+    return f"fetch v{highest.get(1)}, produce v{highest.get(0)}"
