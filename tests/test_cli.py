@@ -442,11 +442,11 @@ def test_only_run_send_and_request_make_a_log(shell):
 
 def test_every_command_has_json_and_a_help_text():
     group = typer.main.get_command(commands)
-    leaves = {name: c for name, c in group.commands.items() if name != "dlq"}
-    leaves |= {f"dlq {name}": c for name, c in group.commands["dlq"].commands.items()}
+    leaves = {name: c for name, c in group.commands.items() if name not in ("dlq", "broker")}
+    leaves |= {f"{some} {name}": c for some in ("dlq", "broker") for name, c in group.commands[some].commands.items()}
     assert set(leaves) == {
         "new", "run", "send", "request", "ps", "show", "state", "tail", "cancel", "retry", "rebuild", "doctor", "demo",
-        "version", "dlq ls", "dlq show", "dlq redrive", "dlq discard",
+        "version", "dlq ls", "dlq show", "dlq redrive", "dlq discard", "broker up", "broker fetch",
     }  # fmt: skip
     for name, command in leaves.items():
         options = {option for parameter in command.params for option in parameter.opts}

@@ -180,7 +180,7 @@ def plain(e: Entry) -> Any:
 
 
 @every_history
-def test_a_checkpoint_at_any_record_and_the_tail_equal_the_fold_folded(seeds: range) -> None:
+def test_a_checkpoint_at_any_record_and_the_tail_equal_the_fold_from_zero(seeds: range) -> None:
     """I6, I11: wherever a reader crashed, however old the checkpoint it finds."""
     for seed in seeds:
         events = history(seed)
