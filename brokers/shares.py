@@ -1,4 +1,4 @@
-"""How the members of a group share its partitions where no coordinator does it: pure rules over what each of them sees."""
+"""How the members of a group share its partitions without a coordinator: pure rules over what each of them sees."""
 
 from __future__ import annotations
 
