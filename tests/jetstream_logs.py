@@ -32,14 +32,14 @@ def stalled_on_nats(broker: JetStreamBroker) -> Iterator[None]:
         del keeper._turn
 
 
-def on_nats(address: str, name: str = "nats", lease: float = 1.0, patience: float = 20.0, **settings: object) -> Subject:
+def on_nats(address: str, name: str = "nats", *, lease: float = 1.0, **settings: object) -> Subject:
     """A NATS to be judged; each log has a namespace of its own."""
 
     def new_log():
         url = new_url(address, **settings)
         return lambda: from_url(url)
 
-    return Subject(name, new_log, lease=lease, patience=patience, kill=lambda b: b.die(), stall=stalled_on_nats)
+    return Subject(name, new_log, lease=lease, patience=20.0, kill=lambda b: b.die(), stall=stalled_on_nats)
 
 
 def item(partition: int, key: str | None, *ids: str, after: int | None = None) -> Item:

@@ -1,4 +1,5 @@
-"""Putting items into the log: a message each, many on their way at once; sent again until it is known what came of it."""
+"""Putting items into the log: a message each, many on their way at once; sent again until it is known what came of
+it."""
 
 from __future__ import annotations
 
@@ -6,8 +7,9 @@ import asyncio
 import os
 import re
 import time
-from collections.abc import Awaitable, Sequence
+from collections.abc import Coroutine, Sequence
 from itertools import groupby
+from typing import Any
 
 from nats.aio.msg import Msg
 
@@ -36,6 +38,7 @@ MAX_CALLS = 100_000
 SETTLES = 3.0
 """Seconds after which a stream that ends too early is believed to be truncated."""
 AGAIN = (WRONG_LAST_BUSY, LAST_UNAVAILABLE)
+Work = Coroutine[Any, Any, None]
 LAST = re.compile(r"wrong last sequence: (\d+)")
 
 
@@ -112,10 +115,10 @@ class Appender:
         await self._counted(size, lane_of)
         return out
 
-    async def _counted(self, size: int, work: list[Awaitable[None]]) -> None:
+    async def _counted(self, size: int, work: Sequence[Work]) -> None:
         if self._bytes > MAX_BYTES or self._calls >= MAX_CALLS:
             for one in work:
-                one.close()  # type: ignore[attr-defined]
+                one.close()
             raise Overloaded(f"{self._calls} appends are on their way to NATS: send more slowly")
         self._calls += 1
         self._bytes += size
@@ -211,8 +214,8 @@ class Appender:
                 break
             await asyncio.sleep(0.1)  # a leader that was just elected has not caught up with its own log yet
         raise LogTruncated(
-            f"the stream {stream} ends at {last}, it has held {top}: it was restored or made again; compare it with its "
-            "backup"
+            f"the stream {stream} ends at {last}, it has held {top}: it was restored or made again; compare it "
+            "with its backup"
         )
 
     def seen(self, partition: int, sequence: int) -> None:
@@ -324,15 +327,11 @@ class Appender:
         return 0
 
 
-async def _all(work: list[Awaitable[None]]) -> None:
+async def _all(work: Sequence[Work]) -> None:
     """Do all of it at once; raise the first error that there was, as if it had been alone."""
     try:
         async with asyncio.TaskGroup() as tasks:
             for one in work:
-                tasks.create_task(_awaited(one))
+                tasks.create_task(one)
     except ExceptionGroup as errors:
         raise errors.exceptions[0] from None
-
-
-async def _awaited(work: Awaitable[None]) -> None:
-    await work

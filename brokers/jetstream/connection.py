@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from typing import Any
 
 import msgspec
-import nats
+
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.errors import Error as NatsError
@@ -28,6 +28,9 @@ FULL = {10023, 10047, 10077, 10002, 10028}
 """Error codes of JetStream that say there is no space: memory, storage, `max_bytes`, the account's limits."""
 WRONG_LAST, WRONG_LAST_BUSY, LAST_UNAVAILABLE = 10071, 10164, 10163
 NO_STREAM, NO_MESSAGE, STREAM_EXISTS, DUPLICATE_IN_BATCH = 10059, 10037, 10058, 10201
+
+
+Headers = dict[str, str] | None
 
 
 class Refused(Exception):
@@ -81,7 +84,7 @@ class Link:
                     f"{self._inbox}.*", cb=self._answered, pending_msgs_limit=0, pending_bytes_limit=0
                 )
                 await self.client.flush()
-        except (TimeoutError, OSError, NatsError, nats.errors.Error) as error:
+        except (TimeoutError, OSError, NatsError) as error:
             await self.close()
             raise self._unreachable(error) from error
         except BaseException:
@@ -155,7 +158,9 @@ class Link:
         self._count += 1
         return f"{self._count:x}"
 
-    async def publish(self, subject: str, payload: bytes = b"", headers: dict[str, str] | None = None, reply: str = "") -> None:
+    async def publish(
+        self, subject: str, payload: bytes = b"", headers: Headers = None, reply: str = ""
+    ) -> None:
         """Send a message. Raises BrokerUnavailable."""
         if not self._up.is_set():
             raise BrokerUnavailable(f"no connection to {', '.join(self.address.servers)}")
@@ -164,7 +169,7 @@ class Link:
         except (NatsError, OSError) as error:
             raise BrokerUnavailable(f"{', '.join(self.address.servers)}: {error or type(error).__name__}") from error
 
-    async def ask(self, subject: str, payload: bytes = b"", headers: dict[str, str] | None = None) -> asyncio.Future[Msg]:
+    async def ask(self, subject: str, payload: bytes = b"", headers: Headers = None) -> asyncio.Future[Msg]:
         """Send a message, and return the future of its answer."""
         token = self._reply()
         future = self._waiting[token] = asyncio.get_running_loop().create_future()
@@ -176,7 +181,7 @@ class Link:
             raise
         return future
 
-    async def request(self, subject: str, payload: bytes = b"", headers: dict[str, str] | None = None) -> Msg:
+    async def request(self, subject: str, payload: bytes = b"", headers: Headers = None) -> Msg:
         """Send a message and return its answer. Raises BrokerUnavailable."""
         return await self.answer(await self.ask(subject, payload, headers), subject)
 

@@ -32,8 +32,10 @@ async def look(link: Link, address: Address, opened: Opened | None) -> Health:
 
 def durability_of(replicas: int, sync: str) -> tuple[str, str]:
     """Return the class and its reason. A client cannot see `sync_interval`: it is believed what the URL says of it."""
-    said = {"always": "sync_interval: always, says the URL", "default": "sync_interval as the URL says: every 2 minutes"}
-    known = said.get(sync, "sync_interval not said in the URL (sync=always where the servers have it), so every 2 minutes")
+    known = {
+        "always": "sync_interval: always, as the URL says",
+        "default": "sync_interval: 2 minutes, as the URL says",
+    }.get(sync, "sync_interval not known (sync=always in the URL says that the servers have it)")
     if replicas >= 3:
         return ("D4" if sync == "always" else "D1+D3"), f"{replicas} replicas, {known}"
     return ("D2" if sync == "always" else "D1"), f"{replicas} replica{'s' if replicas > 1 else ''}, {known}"
@@ -61,7 +63,8 @@ async def _streams(link: Link, opened: Opened) -> list[Check]:
         if one is not None and limit > 0:
             used = one["state"]["bytes"]
             text = f"{used // 2**20} of {limit // 2**20} MiB"
-            checks.append((f"space of {name}", used < NEARLY * limit, text, "raise max_bytes: appends fail when it is full"))
+            remedy = "raise max_bytes: a full stream takes nothing more"
+            checks.append((f"space of {name}", used < NEARLY * limit, text, remedy))
     return checks
 
 
@@ -80,8 +83,8 @@ def _sync(address: Address, opened: Opened) -> Check:
     ok = address.sync == "always" or opened.replicas >= 3
     return (
         "sync_interval", ok, address.sync,
-        "by default a server acknowledges what a power cut can take: set `jetstream { sync_interval: always }`, then say "
-        "sync=always in the URL",
+        "by default a server acknowledges what a power cut can take: set `jetstream { sync_interval: always }`, then "
+        "say sync=always in the URL",
     )  # fmt: skip
 
 

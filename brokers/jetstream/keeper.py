@@ -1,9 +1,9 @@
 """The thread that keeps a member's leases, with a connection of its own: a blocked event loop does not stop it, until
 `stall_limit`.
 
-A member lives while the message that says so is replaced now and then. Who has seen it unchanged for a lease (by its own
-monotonic clock) takes the member's message away by compare-and-set: from then on the dead one can renew nothing, and
-what it owned is free. So no lease is ever taken from one that has renewed, however late an observer reads.
+A member lives while the message that says so is replaced now and then. Who has seen it unchanged for a lease (by its
+own monotonic clock) takes the member's message away by compare-and-set: from then on the dead one can renew nothing,
+and what it owned is free. So no lease is ever taken from one that has renewed, however late an observer reads.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import traceback
 from collections.abc import Callable
 
 import msgspec
+
 from nats.aio.msg import Msg
 
 from ...bus.broker import Assigned, Event, Lost, Revoked
@@ -107,7 +108,7 @@ class Keeper:
     def _run(self) -> None:
         try:
             asyncio.run(self._live())
-        except BaseException as error:  # noqa: BLE001 - whoever joins gets it
+        except BaseException as error:
             if not self.joined.done():
                 self.joined.set_exception(error)
             else:

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 import msgspec
+
 from nats.aio.msg import Msg
 
 from ...bus.errors import BrokerUnavailable

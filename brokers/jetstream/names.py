@@ -10,7 +10,7 @@ from urllib.parse import quote, unquote
 SPAN = 10_000
 """Positions per message of a stream: an item is one message, however many records (up to this) it has."""
 OWN, EMPTY = "%own", "%"
-"""Tokens of a partition's own records and of the empty key: no other key has them, since % is followed by two digits."""
+"""Tokens of a partition's own records and of the empty key. No other key has them: its % are followed by two digits."""
 MAX_TOKEN = 1024
 NAMESPACE = re.compile(r"[A-Za-z0-9_-]{1,64}")
 

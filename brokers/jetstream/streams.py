@@ -21,6 +21,7 @@ OLDEST = (2, 12)
 DUPLICATES = 120_000_000_000
 """Nanoseconds in which a message that is sent again is recognised; more costs the servers memory for every message."""
 SAME = ("storage", "retention", "max_age", "max_msgs", "max_msgs_per_subject", "allow_direct")
+NUMBERS = ("format", "partitions", "max_record", "max_append", "rules")
 Config = dict[str, Any]
 
 
@@ -79,9 +80,9 @@ def read_meta(config: Mapping[str, Any], where: str) -> LogMeta:
     found = {name: said.get(f"refold.{name}") for name in ("format", *LogMeta.__struct_fields__)}
     missing = [name for name, value in found.items() if value is None]
     if missing:
-        raise LogCorrupt(f"the stream {config.get('name')} at {where} is no log of refold: its metadata lacks {missing}")
+        raise LogCorrupt(f"the stream {config.get('name')} at {where} is no log of refold: it lacks {missing}")
     try:
-        numbers = {name: int(str(found[name])) for name in ("format", "partitions", "max_record", "max_append", "rules")}
+        numbers = {name: int(str(found[name])) for name in NUMBERS}
         meta = LogMeta(
             log_id=str(found["log_id"]), partitions=numbers["partitions"], max_record=numbers["max_record"],
             max_append=numbers["max_append"], rules=numbers["rules"], created=float(str(found["created"])),
@@ -98,14 +99,15 @@ def read_meta(config: Mapping[str, Any], where: str) -> LogMeta:
 
 def differences(found: Mapping[str, Any], wanted: Config) -> list[str]:
     """Return in what a stream is not what refold needs, each as a sentence."""
-    name, out = wanted["name"], []
-    for setting in SAME:
-        if (found.get(setting) or 0) != (wanted[setting] or 0):
-            out.append(f"{setting} of {name} is {found.get(setting)}, refold needs {wanted[setting]}")
+    name = wanted["name"]
+    out = [
+        f"{setting} of {name} is {found.get(setting)}, refold needs {wanted[setting]}"
+        for setting in SAME if (found.get(setting) or 0) != (wanted[setting] or 0)
+    ]  # fmt: skip
     if found.get("subjects") != wanted["subjects"]:
         out.append(f"subjects of {name} are {found.get('subjects')}, refold needs {wanted['subjects']}")
     if (found.get("max_bytes") or -1) > 0 and found.get("discard") != "new":
-        out.append(f"discard of {name} is {found.get('discard')} with a max_bytes: refold needs new, or it loses records")
+        out.append(f"discard of {name} is {found.get('discard')}: refold needs new where there is a max_bytes")
     if not DUPLICATES // 4 <= (found.get("duplicate_window") or 0) <= 10 * DUPLICATES:
         out.append(f"duplicate_window of {name} is {found.get('duplicate_window')} ns, refold needs about {DUPLICATES}")
     size = found.get("max_msg_size") or -1
@@ -113,9 +115,9 @@ def differences(found: Mapping[str, Any], wanted: Config) -> list[str]:
         out.append(f"max_msg_size of {name} is {size}: too little for max_append and {OVERHEAD} bytes of headers")
     if found.get("persist_mode") == "async":
         out.append(f"persist_mode of {name} is async: it acknowledges what it has not stored")
-    for setting in ("sealed", "mirror", "sources", "subject_transform"):
-        if found.get(setting):
-            out.append(f"{setting} of {name} is set: refold needs a stream that takes what is published, as it is")
+    odd = [setting for setting in ("sealed", "mirror", "sources", "subject_transform") if found.get(setting)]
+    if odd:
+        out.append(f"{', '.join(odd)} of {name} is set: refold needs a stream that takes what is published, as it is")
     if wanted.get("allow_atomic") and not found.get("allow_atomic"):
         out.append(f"allow_atomic of {name} is off, refold needs it")
     if "allow_msg_ttl" in wanted and not found.get("allow_msg_ttl"):

@@ -15,6 +15,7 @@ from collections.abc import Callable
 from typing import Any
 
 import msgspec
+
 from nats.aio.msg import Msg
 
 from ...bus.broker import Stored
