@@ -9,8 +9,9 @@ from importlib.metadata import EntryPoint, entry_points
 from ..bus.broker import Broker
 from ..bus.errors import ConfigError, UnknownBroker
 
-BUILT_IN = {"kafka": ".kafka", "memory": ".memory", "sqlite": ".sqlite"}
-COMING = {"nats"}
+BUILT_IN = {"kafka": ".kafka", "memory": ".memory", "nats": ".jetstream", "sqlite": ".sqlite"}
+EXTRAS = {"kafka": ("aiokafka",), "nats": ("nats", "nkeys", "nacl")}
+"""The modules of a client that an extra of refold installs, by scheme."""
 GROUP = "refold.brokers"
 
 
@@ -27,7 +28,7 @@ def open_broker(url: str) -> Broker:
     scheme = scheme.lower()
     if scheme in BUILT_IN:
         try:
-            broker: Broker = import_module(BUILT_IN[scheme], __name__).from_url(url)
+            broker: Broker = _built_in(scheme)(url)
         except ValueError as error:
             raise ConfigError(f"{url!r} is no URL: {error}") from error
         return broker
@@ -37,9 +38,21 @@ def open_broker(url: str) -> Broker:
         raise ConfigError(f"several brokers are installed for {scheme}://: {names}; remove all but one")
     for entry in installed.values():
         return _load(entry)(url)
-    more = " (its adapter is not part of this release)" if scheme in COMING else ""
     known = sorted({*BUILT_IN, *(e.name for e in entry_points(group=GROUP))})
-    raise UnknownBroker(f"no broker for {scheme}://{more}; there is {', '.join(f'{k}://' for k in known)}")
+    raise UnknownBroker(f"no broker for {scheme}://; there is {', '.join(f'{k}://' for k in known)}")
+
+
+def _built_in(scheme: str) -> Callable[[str], Broker]:
+    """Import an adapter of refold. Raises ConfigError, which says what to install, where its client is not there."""
+    try:
+        make: Callable[[str], Broker] = import_module(BUILT_IN[scheme], __name__).from_url
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] not in EXTRAS.get(scheme, ()):
+            raise
+        raise ConfigError(
+            f"{scheme}:// needs its client, which is not installed: pip install 'refold[{scheme}]'"
+        ) from error
+    return make
 
 
 def _load(entry: EntryPoint) -> Callable[[str], Broker]:

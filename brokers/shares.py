@@ -1,5 +1,4 @@
-"""Who should own which partition: decided by each member from what it sees of the group. Pure, for brokers without a
-coordinator."""
+"""How the members of a group share its partitions without a coordinator: pure rules over what each of them sees."""
 
 from __future__ import annotations
 
@@ -18,6 +17,25 @@ class Lease(NamedTuple):
     epoch: int
     owner: str
     released: bool
+
+
+class Peer(NamedTuple):
+    """A member of a group, as its row says. `token` is another one each time it joins; `place` is that of its pid."""
+
+    member: str
+    token: str
+    counter: int
+    pid: int
+    started: float
+    place: str
+    wanted: Wanted
+
+
+class View(NamedTuple):
+    """The rows of a group at one moment, the dead ones included."""
+
+    leases: dict[int, Lease]
+    peers: list[Peer]
 
 
 class Plan(NamedTuple):
@@ -44,10 +62,10 @@ def plan(
     quota = quotas(partitions, live)
     has = Counter(lease.owner for lease in leases.values() if not lease.released)
     needy = [m for m in live if m != me and has[m] < quota[m]]
-    free = [p for p in _order(me, partitions, live) if takes(wanted, p) and is_free(leases.get(p), live)]
+    free = [p for p in _order(me, partitions, live) if _takes(wanted, p) and _free(leases.get(p), live)]
     claim = free[: max(0, quota[me] - len(kept))]
-    claim += [p for p in free if p not in claim and not any(takes(live[m], p) for m in needy)]
-    surplus = sorted(p for p in kept.difference(revoking) if any(takes(live[m], p) for m in needy))
+    claim += [p for p in free if p not in claim and not any(_takes(live[m], p) for m in needy)]
+    surplus = sorted(p for p in kept.difference(revoking) if any(_takes(live[m], p) for m in needy))
     excess = len(kept.difference(revoking)) - quota[me]
     return Plan(claim, surplus[-excess:] if excess > 0 else [], lost, forgotten)
 
@@ -56,7 +74,7 @@ def quotas(partitions: int, live: Mapping[str, Wanted]) -> dict[str, int]:
     """Return how many partitions each member should have: evenly, as far as what they want allows."""
     out = dict.fromkeys(sorted(live), 0)
     for p in sorted(range(partitions), key=lambda p: _wanters(p, live)):
-        able = [m for m in out if takes(live[m], p)]
+        able = [m for m in out if _takes(live[m], p)]
         if able:
             out[min(able, key=lambda m: out[m])] += 1
     return out
@@ -69,12 +87,12 @@ def _order(me: str, partitions: int, live: Mapping[str, Wanted]) -> list[int]:
     return sorted(turned, key=lambda p: _wanters(p, live))
 
 
-def takes(wanted: Wanted, partition: int) -> bool:
+def _takes(wanted: Wanted, partition: int) -> bool:
     return wanted is None or partition in wanted
 
 
 def _wanters(partition: int, live: Mapping[str, Wanted]) -> int:
-    return sum(takes(wanted, partition) for wanted in live.values())
+    return sum(_takes(wanted, partition) for wanted in live.values())
 
 
 def is_mine(lease: Lease | None, me: str, epoch: int) -> bool:
@@ -82,5 +100,5 @@ def is_mine(lease: Lease | None, me: str, epoch: int) -> bool:
     return lease is not None and lease.owner == me and lease.epoch == epoch and not lease.released
 
 
-def is_free(lease: Lease | None, live: Mapping[str, Wanted]) -> bool:
+def _free(lease: Lease | None, live: Mapping[str, Wanted]) -> bool:
     return lease is None or lease.released or lease.owner not in live

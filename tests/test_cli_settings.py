@@ -72,7 +72,7 @@ def test_a_wrong_pyproject_is_named(here, text, problem):
 
 
 def test_a_wrong_url_says_where_it_is_written(here, monkeypatch):
-    with pytest.raises(UnknownBroker, match=r"^--broker: no broker for redis://; there is kafka://, memory://, sqlite://$"):
+    with pytest.raises(UnknownBroker, match=r"^--broker: no broker for redis://; there is kafka://, memory://, nats://, sqlite://$"):
         broker_url("redis://localhost")
     monkeypatch.setenv("REFOLD_BROKER", "log.db")
     with pytest.raises(UnknownBroker, match=r"^REFOLD_BROKER: 'log.db' is no broker URL: .* sqlite:///log.db$"):

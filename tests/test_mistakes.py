@@ -103,8 +103,7 @@ def test_a_path_for_a_url(refold):
 
 
 def test_an_unknown_broker(refold):
-    assert refold("ps", "--broker", "redis://localhost") == snapshot('8: UnknownBroker: --broker: no broker for redis://; there is kafka://, memory://, sqlite://\n')
-    assert refold("ps", "--broker", "kafka://localhost") == snapshot('8: UnknownBroker: --broker: no broker for kafka:// (its adapter is not part of this release); there is kafka://, memory://, sqlite://\n')
+    assert refold("ps", "--broker", "redis://localhost") == snapshot('8: UnknownBroker: --broker: no broker for redis://; there is kafka://, memory://, nats://, sqlite://\n')
 
 
 def test_a_bad_variable(refold, monkeypatch):

@@ -112,12 +112,29 @@ def test_a_worker_and_a_client_run_on_a_broker_of_somebody_else(site, tmp_path):
 
 def test_an_unknown_scheme_names_those_that_are_known_also_others(site):
     install(site, "lunar-broker", "lunar", "lunar:from_url", lunar=LUNAR)
-    with pytest.raises(UnknownBroker, match=r"no broker for stellar://; there is kafka://, lunar://, memory://, sqlite://$"):
+    there_is = "kafka://, lunar://, memory://, nats://, sqlite://"
+    with pytest.raises(UnknownBroker, match=rf"no broker for stellar://; there is {there_is}$"):
         open_broker("stellar://x")
     with pytest.raises(UnknownBroker, match=r"no broker for my_own://"):
         open_broker("my_own://x")
-    with pytest.raises(UnknownBroker, match=r"no broker for nats:// .its adapter is not part of this release.;"):
-        open_broker("nats://localhost")
+
+
+@pytest.mark.parametrize(("scheme", "client"), [("kafka", "aiokafka"), ("nats", "nats")])
+def test_a_missing_extra_gives_the_line_that_installs_it(scheme, client):
+    """In a process of its own: what has been imported there stays imported here."""
+    code = f"""
+        import sys
+        sys.modules[{client!r}] = None
+        from refold.brokers import open_broker
+        try:
+            open_broker("{scheme}://localhost/x")
+        except Exception as error:
+            print(type(error).__name__, error)
+    """
+    done = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, check=True)
+    assert done.stdout == (
+        f"ConfigError {scheme}:// needs its client, which is not installed: pip install 'refold[{scheme}]'\n"
+    )
     with pytest.raises(UnknownBroker, match=r"write sqlite:///refold.db"):
         open_broker("refold.db")
 

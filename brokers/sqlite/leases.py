@@ -2,35 +2,9 @@
 
 from __future__ import annotations
 
-import os
-import socket
 import sqlite3
-import sys
-from pathlib import Path
-from typing import NamedTuple
 
-import psutil
-
-from ..shares import Lease, Plan, Wanted, is_mine, plan, quotas
-
-
-class Peer(NamedTuple):
-    """A member of a group, as its row says. `token` is another one each time it joins; `place` is that of its pid."""
-
-    member: str
-    token: str
-    counter: int
-    pid: int
-    started: float
-    place: str
-    wanted: Wanted
-
-
-class View(NamedTuple):
-    """The rows of a group at one moment, the dead ones included."""
-
-    leases: dict[int, Lease]
-    peers: list[Peer]
+from ..shares import Lease, Peer, View, Wanted
 
 
 def read(db: sqlite3.Connection, group: str) -> View:
@@ -97,45 +71,3 @@ def current_epoch(db: sqlite3.Connection, group: str, partition: int) -> int | N
     """Return the epoch under which the group's partition is owned; None where it has no owner."""
     row = db.execute("SELECT epoch, released FROM leases WHERE grp=? AND partition=?", (group, partition)).fetchone()
     return None if row is None or row[1] else row[0]
-
-
-def place() -> str:
-    """Return where pids mean the same: the host and its namespace of pids (containers may share a host's name)."""
-    try:
-        return f"{socket.gethostname()}/{os.stat('/proc/self/ns/pid').st_ino}"
-    except OSError:
-        return socket.gethostname()
-
-
-def started(pid: int) -> float | None:
-    """Return a number that tells the process from others that had its pid; None where it runs no more.
-
-    On Linux these are clock ticks since the host has booted: a time of day would change when the clock is set.
-    """
-    try:
-        after_name = Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()
-        return None if after_name[0] in "ZX" else float(after_name[19])  # state and starttime, see proc(5)
-    except FileNotFoundError:
-        if sys.platform == "linux" and Path("/proc/self/stat").exists():
-            return None
-    except (OSError, IndexError):
-        pass
-    try:
-        process = psutil.Process(pid)
-        return None if process.status() == psutil.STATUS_ZOMBIE else process.create_time()
-    except psutil.NoSuchProcess:
-        return None
-
-
-def is_running(pid: int, since: float) -> bool:
-    """The process is there, and is the one that it was (pids are used again)."""
-    try:
-        return started(pid) == since
-    except psutil.AccessDenied:
-        return True
-
-
-__all__ = [
-    "Lease", "Peer", "Plan", "View", "Wanted", "claim", "current_epoch", "is_mine", "is_running", "place", "plan",
-    "quotas", "read", "release", "remove_peer", "renew", "started", "write_peer",
-]  # fmt: skip

@@ -1,0 +1,239 @@
+"""One connection to the servers: requests, answers of several messages, and what their errors mean to the port."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from typing import Any
+
+import msgspec
+from nats.aio.client import Client
+from nats.aio.msg import Msg
+from nats.errors import Error as NatsError
+
+from ...bus.errors import BrokerUnavailable, ConfigError, LogFull
+from .address import Address
+
+log = logging.getLogger("refold.nats")
+
+CONNECT = 5.0
+ANSWER = 5.0
+"""Seconds to wait for a connection, and for the answer to one request."""
+PENDING = 8 * 1024 * 1024
+STATUS = "Status"
+FULL = {10023, 10047, 10077, 10002, 10028}
+"""Error codes of JetStream that say there is no space: memory, storage, `max_bytes`, the account's limits."""
+WRONG_LAST, WRONG_LAST_BUSY, LAST_UNAVAILABLE = 10071, 10164, 10163
+NO_STREAM, NO_MESSAGE, STREAM_EXISTS, DUPLICATE_IN_BATCH = 10059, 10037, 10058, 10201
+
+
+Headers = dict[str, str] | None
+
+
+class Refused(Exception):
+    """JetStream has answered with an error."""
+
+    def __init__(self, code: int, text: str) -> None:
+        super().__init__(text)
+        self.code = code
+        self.text = text
+
+
+class Ack(msgspec.Struct):
+    """What JetStream says of a message that was published."""
+
+    seq: int = 0
+    duplicate: bool = False
+    error: dict[str, Any] | None = None
+
+
+class Link:
+    """A connection that comes back by itself, and one inbox for all answers.
+
+    Requests that wait when the connection breaks fail at once (BrokerUnavailable): whether they arrived is unknown.
+    """
+
+    def __init__(self, address: Address, **options: Any) -> None:
+        self.address = address
+        self._options = options
+        self.client = Client()
+        self.reconnects = 0
+        self._problem = ""
+        self._inbox = ""
+        self._count = 0
+        self._waiting: dict[str, asyncio.Future[Msg]] = {}
+        self._collecting: dict[str, asyncio.Queue[Msg | None]] = {}
+        self._up = asyncio.Event()
+
+    async def open(self) -> None:
+        """Connect. Raises BrokerUnavailable; ConfigError where the servers do not let this client in."""
+        options = self.address.options() | self._options
+        try:
+            async with asyncio.timeout(CONNECT):
+                await self.client.connect(
+                    **options, name="refold", max_reconnect_attempts=-1, reconnect_time_wait=1, connect_timeout=2,
+                    ping_interval=10, max_outstanding_pings=2, pending_size=PENDING, drain_timeout=5,
+                    error_cb=self._errs, disconnected_cb=self._falls, reconnected_cb=self._rises,
+                    closed_cb=self._falls,
+                )  # fmt: skip
+                self._inbox = self.client.new_inbox()
+                await self.client.subscribe(
+                    f"{self._inbox}.*", cb=self._answered, pending_msgs_limit=0, pending_bytes_limit=0
+                )
+                await self.client.flush()
+        except (TimeoutError, OSError, NatsError) as error:
+            await self.close()
+            raise self._unreachable(error) from error
+        except BaseException:
+            await self.close()
+            raise
+        self._up.set()
+
+    def _unreachable(self, error: Exception) -> Exception:
+        text = self._problem or str(error) or type(error).__name__
+        where = ", ".join(self.address.servers)
+        if any(word in text.lower() for word in ("authoriz", "authenti", "certificate", "nkey", "jwt", "tls")):
+            return ConfigError(f"{where} does not let refold in: {text}. See docs/brokers.md for credentials and TLS")
+        return BrokerUnavailable(f"no NATS server answers at {where}: {text}")
+
+    async def close(self) -> None:
+        """Let the connection go; what was published is sent first, as far as there is somebody to send it to."""
+        client = self.client
+        with contextlib.suppress(Exception):
+            if client.is_connected:
+                await client.flush(timeout=2)
+        with contextlib.suppress(Exception):
+            await client.close()
+
+    async def _errs(self, error: Exception) -> None:
+        self._problem = str(error) or type(error).__name__
+        log.debug("connection to %s: %s", ", ".join(self.address.servers), self._problem)
+
+    async def _falls(self) -> None:
+        self._up.clear()
+        for future in list(self._waiting.values()):
+            if not future.done():
+                future.set_exception(BrokerUnavailable("the connection to NATS broke"))
+        for queue in list(self._collecting.values()):
+            queue.put_nowait(None)
+
+    async def _rises(self) -> None:
+        self.reconnects += 1
+        self._up.set()
+
+    async def connected(self, within: float) -> None:
+        """Wait until there is a connection. Raises BrokerUnavailable."""
+        try:
+            async with asyncio.timeout(within):
+                await self._up.wait()
+        except TimeoutError:
+            where = ", ".join(self.address.servers)
+            raise BrokerUnavailable(f"no NATS server answers at {where}: {self._problem or 'no connection'}") from None
+
+    @property
+    def up(self) -> bool:
+        """There is a connection now, as far as this side knows."""
+        return self._up.is_set()
+
+    # ---- questions and answers ---------------------------------------------------------------------------------------
+    async def _answered(self, msg: Msg) -> None:
+        token = msg.subject.rpartition(".")[2]
+        queue = self._collecting.get(token)
+        if queue is not None:
+            queue.put_nowait(msg)
+            return
+        future = self._waiting.pop(token, None)
+        if future is not None and not future.done():
+            future.set_result(msg)
+
+    def _forget(self, token: str, done: asyncio.Future[Msg]) -> None:
+        self._waiting.pop(token, None)
+        if not done.cancelled():
+            done.exception()  # nobody may be waiting any more
+
+    def _reply(self) -> str:
+        self._count += 1
+        return f"{self._count:x}"
+
+    async def publish(
+        self, subject: str, payload: bytes = b"", headers: Headers = None, reply: str = ""
+    ) -> None:
+        """Send a message. Raises BrokerUnavailable."""
+        if not self._up.is_set():
+            raise BrokerUnavailable(f"no connection to {', '.join(self.address.servers)}")
+        try:
+            await self.client.publish(subject, payload, reply=reply, headers=headers)
+        except (NatsError, OSError) as error:
+            raise BrokerUnavailable(f"{', '.join(self.address.servers)}: {error or type(error).__name__}") from error
+
+    async def ask(self, subject: str, payload: bytes = b"", headers: Headers = None) -> asyncio.Future[Msg]:
+        """Send a message, and return the future of its answer."""
+        token = self._reply()
+        future = self._waiting[token] = asyncio.get_running_loop().create_future()
+        future.add_done_callback(lambda done: self._forget(token, done))
+        try:
+            await self.publish(subject, payload, headers, f"{self._inbox}.{token}")
+        except BaseException:
+            future.cancel()
+            raise
+        return future
+
+    async def request(self, subject: str, payload: bytes = b"", headers: Headers = None) -> Msg:
+        """Send a message and return its answer. Raises BrokerUnavailable."""
+        return await self.answer(await self.ask(subject, payload, headers), subject)
+
+    async def answer(self, future: asyncio.Future[Msg], subject: str, within: float = ANSWER) -> Msg:
+        """Wait for an answer. Raises BrokerUnavailable."""
+        try:
+            async with asyncio.timeout(within):
+                msg = await future
+        except TimeoutError:
+            raise BrokerUnavailable(f"no answer from {subject} within {within:g} s") from None
+        if status(msg) == "503":
+            raise BrokerUnavailable(f"nobody answers at {subject}: no such stream, or no leader, or JetStream is off")
+        return msg
+
+    async def api(self, name: str, body: Mapping[str, object] | None = None) -> dict[str, Any]:
+        """Ask JetStream's API. Raises Refused, BrokerUnavailable."""
+        msg = await self.request(f"$JS.API.{name}", msgspec.json.encode(body) if body else b"")
+        answer: dict[str, Any] = msgspec.json.decode(msg.data)
+        if "error" in answer:
+            raise Refused(answer["error"].get("err_code", 0), answer["error"].get("description", ""))
+        return answer
+
+    @contextlib.asynccontextmanager
+    async def collect(self, subject: str, body: Mapping[str, object]) -> AsyncIterator[asyncio.Queue[Msg | None]]:
+        """Ask for several messages; a None among them says that the connection broke."""
+        token = self._reply()
+        queue = self._collecting[token] = asyncio.Queue()
+        try:
+            await self.publish(subject, msgspec.json.encode(body), None, f"{self._inbox}.{token}")
+            yield queue
+        finally:
+            del self._collecting[token]
+
+    async def listen(self, subject: str, heard: Callable[[Msg], Awaitable[None]]) -> Any:
+        """Hear what is published to a subject from now on; return what is to be unsubscribed."""
+        try:
+            return await self.client.subscribe(subject, cb=heard)
+        except NatsError as error:
+            raise BrokerUnavailable(f"{', '.join(self.address.servers)}: {error or type(error).__name__}") from error
+
+
+def status(msg: Msg) -> str | None:
+    """Return the status that a message without content has."""
+    headers = msg.headers
+    return headers.get(STATUS) if headers else None
+
+
+def accepted(msg: Msg) -> Ack:
+    """Return where a message was stored. Raises Refused, LogFull."""
+    ack = msgspec.json.decode(msg.data, type=Ack)
+    if ack.error is not None:
+        code, text = ack.error.get("err_code", 0), ack.error.get("description", "")
+        if code in FULL:
+            raise LogFull(f"the stream takes no more: {text}")
+        raise Refused(code, text)
+    return ack
