@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from .output import Screen
-from .settings import JsonOption
+from .settings import JsonOption, broker_url
 
 PIPED_WIDTH = 100
 """Columns where no terminal says how many."""
@@ -35,6 +35,13 @@ def demo(
         Path | None,
         typer.Option("--svg", metavar="FILE", dir_okay=False, help="Save a picture of the run: the screen, the end."),
     ] = None,
+    broker: Annotated[
+        str | None,
+        typer.Option(
+            "--broker", "-b", metavar="URL", show_default=False,
+            help="A log that is not there yet, as nats://HOST/NEW, kafka://HOST/NEW. Default: a file in ./refold-demo.",
+        ),
+    ] = None,
     json: JsonOption = False,
 ) -> None:  # fmt: skip
     """A team of agents, each its own process, reviews Python code; one is killed at work, and nothing is lost.
@@ -48,7 +55,8 @@ def demo(
     console = Screen(highlight=False, width=None if known else PIPED_WIDTH)
     try:
         code = perform(
-            path, sabotage=sabotage, analyzers=analyzers, latency=latency, json=json, svg=svg, console=console
+            path, sabotage=sabotage, analyzers=analyzers, latency=latency, json=json, svg=svg, console=console,
+            broker=None if broker is None else broker_url(broker),
         )
     except NoModules as error:
         raise typer.BadParameter(str(error), param_hint="PATH") from None

@@ -20,6 +20,7 @@ from rich.console import Console
 
 from ..agents.client import Handle, MessageBus
 from ..agents.runtime import unwrapped
+from ..brokers import open_broker
 from ..bus.errors import ConfigError, Failure, LogLocked, RefoldError
 from .curtain import Outcome, told
 from .messages import Job, Report
@@ -67,11 +68,13 @@ class ReviewFailed(Failure):
 def perform(
     path: Path | None = None, *, sabotage: bool = False, analyzers: int = USUAL, latency: float | None = None,
     json: bool = False, svg: Path | None = None, out: Path = OUT, console: Console | None = None,
+    broker: str | None = None,
 ) -> int:  # fmt: skip
     """Run the demo over the modules below `path` (default: refold itself); return the exit code.
 
     0: everything is proved; 1: something is not; 130, 143: interrupted. Writes only below `out`, and `svg`, a picture
-    of the run, where one is asked for. `latency`: mean seconds of a call of the pretend provider, by default so much
+    of the run, where one is asked for. `broker`: the URL of a log that nobody has written to, by default one in `out`.
+    `latency`: mean seconds of a call of the pretend provider, by default so much
     that a run can be watched. What `console` raises where nobody reads it ends the run too.
 
     Raises NoModules, ConfigError, DemoRuns, and ReviewFailed where there is no report.
@@ -84,8 +87,10 @@ def perform(
     job = Job(str(root), os.path.abspath(out), title, sabotage)
 
     async def main() -> int:
+        if broker is not None:
+            await refuse_used(broker)
         with alone_in(out), told_well(out), unwrapped():
-            screen = _screen(console, Scene(title, f"sqlite:///{out}/refold.db", time.time()), json)
+            screen = _screen(console, Scene(title, broker or f"sqlite:///{out}/refold.db", time.time()), json)
             outcome, peak = await run_on(screen, job, latency, out, analyzers)
         if json:
             print_json(outcome, console)
@@ -117,6 +122,14 @@ def subject(path: Path | None) -> tuple[Path, str, int]:
     if all(look(str(root), module).error for module in found):
         raise NoModules(f"no Python module below {root} can be reviewed ({len(found)} found)")
     return root, root.name if path is not None else "refold", len(found)
+
+
+async def refuse_used(url: str) -> None:
+    """Raise ConfigError where the log holds records: the demo would take them for its own."""
+    async with open_broker(url) as broker:
+        await broker.ensure_log()
+        if await broker.positions("begin") != await broker.positions("end"):
+            raise ConfigError(f"{broker.url} holds records: name a log that is not there yet, the demo makes it")
 
 
 def writable(file: Path) -> None:

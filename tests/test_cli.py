@@ -452,7 +452,7 @@ def test_every_command_has_json_and_a_help_text():
         options = {option for parameter in command.params for option in parameter.opts}
         assert "--json" in options, name
         assert command.help, name
-        assert ("--broker" in options) == (name not in ("new", "demo", "version", "broker up", "broker fetch")), name
+        assert ("--broker" in options) == (name not in ("new", "version", "broker up", "broker fetch")), name
 
 
 def test_a_help_text_says_where_the_log_may_be_named(shell):

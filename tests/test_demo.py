@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import threading
+import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -100,6 +101,24 @@ def test_the_whole_job_is_done_and_proved(ended: Run) -> None:
     assert [claim for claim in ended.outcome.proof.claims if not claim.ok] == []
     assert ended.outcome.report.modules == MODULES
     assert ended.outcome.report.unreadable == 2
+
+
+@pytest.mark.timeout(150)
+@pytest.mark.parametrize("scheme", ["nats", "kafka"])
+def test_the_same_job_is_done_and_proved_on_the_brokers_that_people_run(
+    scheme: str, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    address = request.getfixturevalue(f"{scheme}_address")
+    log = f"{scheme}://{address}/demo-{uuid.uuid4().hex[:8]}"
+    root = make_modules(tmp_path / "project")
+    line = [*REFOLD, "demo", str(root), "--json", "--broker", log, *QUICK]
+    done = subprocess.run(line, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False)
+    assert done.stdout, done.stderr
+    outcome = msgspec.json.decode(done.stdout, type=Outcome)
+    assert [claim for claim in outcome.proof.claims if not claim.ok] == []
+    assert (done.returncode, outcome.log, outcome.killed is not None) == (0, log, True)
+    again = subprocess.run(line, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False)
+    assert "holds records: name a log that is not there yet" in again.stderr
 
 
 def test_one_analyzer_was_killed_at_work_and_another_went_on(ended: Run) -> None:
