@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 from hosting import opened, working
+from msgspec import Raw
 from random_log import RandomLog
 from test_differential import digest
 
@@ -22,7 +23,7 @@ from refold.brokers import open_broker
 from refold.bus import codec, facts, kinds
 from refold.bus.broker import Broker, Item, LogSpec, Outgoing, Presence
 from refold.bus.errors import BrokerUnavailable, ConfigError, NoSuchWorkflow, TooLarge
-from refold.bus.message import AgentMessage
+from refold.bus.message import AgentMessage, Expected
 from refold.bus.partition import partition_of
 from refold.cli import exits
 from refold.projections.checkpoint import fold_stored
@@ -176,24 +177,27 @@ async def listeners(broker: Broker) -> list[dict[str, Any]]:
     return found
 
 
+@pytest.mark.parametrize("named", [False, True])
 @pytest.mark.parametrize("partitions", [2, PARTITIONS])
-def test_an_interrupted_copy_goes_on_where_it_stopped_and_doubles_nothing(partitions, tmp_path, go, monkeypatch):
+def test_an_interrupted_copy_goes_on_where_it_stopped_and_doubles_nothing(
+    partitions, named, tmp_path, go, monkeypatch
+):
     monkeypatch.setattr(copying, "PAGE", 20)
 
     async def main():
         async with Logs(tmp_path) as logs:
             source = await logs.log("memory", PARTITIONS)
-            names = await fill(source, 4)
-            interruptions = 0
+            names = await fill(source, 4, 60 if named else 150)
+            ids, interruptions = names if named else [], 0
             for done in (False, True):
                 for at in range(1, 1000):
                     target = await logs.log("memory", partitions)
                     try:
-                        await move(source, Interrupted(target, at, done=done))
+                        await move(source, Interrupted(target, at, done=done), ids)
                         break
                     except BrokerUnavailable:
                         interruptions += 1
-                    await move(source, target)
+                    await move(source, target, ids)
                     await same(source, target, names)
                     assert await listeners(target) == [{}] * partitions
             assert interruptions > 2 * PARTITIONS
@@ -225,6 +229,37 @@ def test_agents_of_the_target_are_obliged_by_nothing_that_is_copied_and_listen_o
             await same(source, target, names)
             assert digest(await read_workflow(target, "theirs")) == before
             assert await listeners(target) == [OWNER.agents] * partitions
+
+    go(main())
+
+
+def note(to: str, id: str) -> AgentMessage:
+    return AgentMessage(sender_id="x", receiver_id=to, message_type="note", correlation_id="w", id=id, timestamp=1.0)
+
+
+@pytest.mark.parametrize("partitions", [1, 2])
+def test_a_message_to_all_and_a_correction_oblige_whom_they_obliged_in_the_same_order(partitions, tmp_path, go):
+    async def main():
+        async with Logs(tmp_path) as logs:
+            source, target = await logs.log("memory", 1), await logs.log("memory", partitions)
+            await own(target, kinds.OWNER, facts.Owner(group="g", epoch=1, agents=dict.fromkeys("abc", ("note",))))
+            await own(source, kinds.OWNER, facts.Owner(group="g", epoch=1, agents=dict.fromkeys("cab", ("note",))))
+            await source.append_raw(0, [("w", codec.encode(note("*", "m1")))])
+            await own(source, kinds.RETIRED, facts.Retired(agent="a"))
+            fix = Raw(codec.encode(note("*", "ignored")))
+            back = AgentMessage(
+                sender_id="x", receiver_id="*", message_type=kinds.ROLLED_BACK, correlation_id="w", id="back",
+                expected=Expected(generation=0, inputs=1), timestamp=2.0,
+                fact=facts.RolledBack(to_version=0, op_id="op", with_inputs=(fix,)),
+            )  # fmt: skip
+            for raw, obliged in ((None, ["c", "a", "b"]), (codec.encode(back), ["c", "b"])):
+                if raw is not None:
+                    await source.append_raw(0, [("w", raw)])
+                await move(source, target)
+                for log in (source, target):
+                    open_ = (await read_workflow(log, "w")).workflow.open_handlings()
+                    assert [h.agent for h in open_] == obliged
+            assert [list(found) for found in await listeners(target)] == [["a", "b", "c"]] * partitions
 
     go(main())
 
@@ -281,10 +316,11 @@ def test_bytes_that_are_no_records_move_with_their_workflow_and_strays_are_left_
             await put(source, "w", 1)
             right, wrong = partition_of("w", 2), 1 - partition_of("w", 2)
             stray = codec.encode(AgentMessage.request("a", 9, correlation_id="w"))
-            await source.append_raw(right, [("w", b"\xff{"), ("w", b""), (None, b"junk"), (None, stray), ("v", stray)])
+            near = next(f"v{n}" for n in range(99) if partition_of(f"v{n}", 2) == right)
+            await source.append_raw(right, [("w", b"\xff{"), ("w", b""), (None, b"junk"), (None, stray), (near, stray)])
             await source.append_raw(wrong, [("w", stray), ("w", b"junk")])
             found = await move(source, target)
-            assert (found.records, found.misplaced) == (3, 5)
+            assert (found.workflows, found.records, found.misplaced) == (1, 3, 5)
             assert await values(target, "w") == (await values(source, "w"))
             assert await size(target) == 3
 
