@@ -26,7 +26,7 @@ from refold.bus.errors import BrokerUnavailable, ConfigError, NoSuchWorkflow, To
 from refold.bus.message import AgentMessage, Expected
 from refold.bus.partition import partition_of
 from refold.cli import exits
-from refold.projections.checkpoint import fold_stored
+from refold.projections.checkpoint import fold_records
 from refold.projections.history import History, read_workflow
 from refold.projections.partition import PartitionFold
 from refold.projections.status import Status, report
@@ -171,8 +171,8 @@ async def listeners(broker: Broker) -> list[dict[str, Any]]:
     found = []
     for partition in range(broker.meta.partitions):
         fold = PartitionFold(partition, broker.meta.partitions)
-        for stored in (await broker.read(partition, limit=100_000)).records:
-            await fold_stored(broker, fold, stored)
+        async for _ in fold_records(broker, fold, (await broker.read(partition, limit=100_000)).records):
+            pass
         found.append(fold.listeners)
     return found
 
