@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import subprocess
 import sys
@@ -23,7 +24,7 @@ from refold.brokers import open_broker
 from refold.bus import codec, facts, kinds
 from refold.bus.broker import Broker, Item, LogSpec, Outgoing, Presence
 from refold.bus.errors import BrokerUnavailable, ConfigError, NoSuchWorkflow, TooLarge
-from refold.bus.message import AgentMessage, Expected
+from refold.bus.message import AgentMessage, Expected, new_id
 from refold.bus.partition import partition_of
 from refold.cli import exits
 from refold.projections.checkpoint import fold_records
@@ -109,6 +110,26 @@ def test_a_copy_has_the_same_bytes_path_verdicts_state_and_status(a, b, seed, tm
             await same(source, target, names)
 
     go(main())
+
+
+@pytest.mark.parametrize("kinds", ["sqlite-nats", "nats-sqlite", "sqlite-kafka", "kafka-nats"])
+def test_a_copy_between_real_brokers_has_the_same_bytes_path_verdicts_state_and_status(kinds, tmp_path, request):
+    a, b = kinds.split("-")
+    urls = {"sqlite": f"sqlite:///{tmp_path}/log.db"}
+    for kind in {a, b} - {"sqlite"}:
+        urls[kind] = f"{kind}://{request.getfixturevalue(f'{kind}_address')}/copy{new_id().replace('-', '')}"
+
+    async def main():
+        async with open_broker(urls[a]) as source, open_broker(urls[b]) as target:
+            await source.ensure_log(LogSpec(partitions=2))
+            await target.ensure_log(LogSpec(partitions=3))
+            names = await fill(source, 7, 80)
+            first = await move(source, target)
+            await same(source, target, names)
+            assert (await move(source, target)).there == first.records
+            await same(source, target, names)
+
+    asyncio.run(main())
 
 
 @pytest.mark.parametrize("seed", range(3))
