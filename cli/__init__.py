@@ -10,6 +10,7 @@ import typer
 
 from .. import __version__
 from . import exits, look, messages, servers, verbs
+from .copying import copy
 from .demo import demo
 from .doctor import doctor
 from .new import new
@@ -29,7 +30,7 @@ app = typer.Typer(
 )  # fmt: skip
 for command in (
     new, run, messages.send, messages.request, look.ps, look.show, look.state, tail, verbs.cancel, verbs.retry,
-    rebuild, doctor, demo,
+    rebuild, copy, doctor, demo,
 ):  # fmt: skip
     app.command()(command)
 app.add_typer(verbs.dlq, name="dlq")

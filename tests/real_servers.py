@@ -202,7 +202,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     for outcome in ("passed", "failed", "error"):
         for report in terminalreporter.getreports(outcome):
             met.update(broker for broker in ("memory", "sqlite") if _named(broker, report.nodeid))
-            for name, told in report.user_properties:
+            for name, told in getattr(report, "user_properties", ()):  # a module that cannot be collected has none
                 if name == "server":
                     kind, _, version = told.partition(": ")
                     met[kind] += 1
