@@ -138,7 +138,11 @@ ANY_LOG = LogSpec()
 
 
 class LogMeta(Struct, frozen=True, kw_only=True):
-    """What the log says of itself. `log_id` is random, made with the log: a recreated log has another one."""
+    """What the log says of itself. `log_id` is random, made with the log: a recreated log has another one.
+
+    `stride`: about by how much the positions of two records that follow on each other differ. A distance between
+    positions, divided by it, is about a number of records: for progress and lag, never for a decision.
+    """
 
     log_id: str
     partitions: int
@@ -146,6 +150,7 @@ class LogMeta(Struct, frozen=True, kw_only=True):
     max_append: int = DEFAULT_MAX_APPEND
     rules: int = RULES
     created: float = 0.0
+    stride: int = 1
 
 
 class Capabilities(Struct, frozen=True, kw_only=True):
@@ -441,7 +446,7 @@ class Broker(Protocol):
     async def positions(self, kind: Literal["begin", "end", "committed"], group: str | None = None) -> dict[int, int]:
         """Return a position for each partition. begin: the first that can be read; end: above the last record (begin
         where there is none); committed: that of the group's checkpoint, + 1 (0 where it has none). A difference of
-        these is a lag. Sees all that was acknowledged before the call."""
+        these, divided by `meta.stride`, is about a lag. Sees all that was acknowledged before the call."""
         ...
 
     async def announce(self, presence: Presence, *, ttl: float = 8.0) -> None:

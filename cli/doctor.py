@@ -56,8 +56,10 @@ async def _checks(log: Broker, update: Any) -> list[Check]:
 
     members, found = await log.members(), await overview(log, update)
     ends = await log.positions("end")
-    records = sum(end - 1 for end in ends.values())
-    checks = [_check("log", True, f"{log.meta.partitions} partitions, {records} records"), *_records(found)]
+    records = sum(end - 1 for end in ends.values()) // log.meta.stride
+    about = "about " if log.meta.stride > 1 else ""
+    text = f"{log.meta.partitions} partitions, {about}{records} records"
+    checks = [_check("log", True, text), *_records(found)]
     checks += [_worker(m) for m in members]
     if not members:
         checks.append(_check("worker", True, "none is running"))
@@ -90,7 +92,7 @@ def _worker(m: Member) -> Check:
 async def _group(log: Broker, group: str, members: list[Member], ends: dict[int, int]) -> Check:
     owned = {p for m in members if m.presence.group == group for p in m.presence.partitions}
     committed = await log.positions("committed", group)
-    lag = max((max(0, end - max(committed[p], 1)) for p, end in ends.items()), default=0)
+    lag = max((max(0, end - max(committed[p], 1)) for p, end in ends.items()), default=0) // log.meta.stride
     text = f"{group}: owns {len(owned)} of {len(ends)} partitions, checkpoint at most {lag} records behind"
     young = any(time.time() - m.presence.started < STARTING for m in members if m.presence.group == group)
     return _check("group", young or len(owned) == len(ends), text, "wait for a takeover, or look at its workers' lines")

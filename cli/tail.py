@@ -65,7 +65,7 @@ async def _newest(log: Broker, partition: int, begin: int, end: int, lines: int,
     """Read backwards until there are `lines` records that are wanted."""
     found: Found = []
     while end > begin and len(found) < lines:
-        start = max(begin, end - CHUNK)
+        start = max(begin, end - CHUNK * log.meta.stride)
         found = await _between(log, partition, start, end, wanted) + found
         end = start
     return found

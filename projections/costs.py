@@ -55,7 +55,7 @@ async def costs(
     """Return workflow -> bill. Reads the whole log: `on_progress(records read, records)`."""
     ledger, bills = Costs(), dict[str, dict[str, Any]]()
     begin, end = await broker.positions("begin"), await broker.positions("end")
-    done, total = 0, sum(end[p] - begin[p] for p in end)
+    done, total = 0, sum(end[p] - begin[p] for p in end) // broker.meta.stride
     for partition in end:
         fold = PartitionFold(partition, broker.meta.partitions)
         start: int | None = begin[partition]

@@ -34,7 +34,7 @@ async def dead_letters(
 ) -> list[DeadLetter]:
     """Return what gave up, oldest first. Reads the whole log: `on_progress(records read, records)`."""
     begin, end = await broker.positions("begin"), await broker.positions("end")
-    total = sum(end[p] - begin[p] for p in end)
+    total = sum(end[p] - begin[p] for p in end) // broker.meta.stride
     done, workflows = 0, dict[str, None]()
     for partition in end:
         start: int | None = begin[partition]

@@ -155,7 +155,7 @@ class Build:
     async def advance(self, on_progress: Progress = _quiet) -> bool:
         """Fold up to what is the log's end now. False when the slot is not this build's any more."""
         ends = {p: end for p, end in (await self.broker.positions("end")).items() if self.folds[p].position < end - 1}
-        total = sum(end - 1 - self.folds[p].position for p, end in ends.items())
+        total = sum(end - 1 - self.folds[p].position for p, end in ends.items()) // self.broker.meta.stride
         before = self.folded
         for partition, end in ends.items():
             start: int | None = self.folds[partition].position + 1

@@ -10,6 +10,7 @@ from contextlib import AsyncExitStack
 from typing import Any
 
 import pytest
+from jetstream_logs import new_url
 from random_log import NO_RECORD, RandomLog, whole
 
 from refold.brokers import open_broker
@@ -20,14 +21,16 @@ from refold.projections.checkpoint import changes, fold_records, read_partition
 from refold.projections.history import History, read_workflow
 from refold.projections.partition import PartitionFold
 from refold.projections.status import report
+from refold.projections.verdict import Verdict
 
 THOROUGH = os.environ.get("REFOLD_TESTS") == "thorough"
 FILES, HISTORIES = (30, 50) if THOROUGH else (4, 50)
 PARTITIONS = 4
 
 
-def operations(seed: int) -> list[list[Item]]:
-    """Calls of `append`: the records of many histories, one or several a call, some of them a second time."""
+def operations(seed: int, refused: bool = True) -> list[list[Item]]:
+    """Calls of `append`: the records of many histories, one or several a call, some of them a second time; those of
+    partitions only where they are then refused."""
     chance, histories = random.Random(seed), list[list[Item]]()
     for i in range(HISTORIES):
         log = RandomLog(seed * 1000 + i, workflows=2, partition=i % PARTITIONS, partitions=PARTITIONS)
@@ -38,7 +41,7 @@ def operations(seed: int) -> list[list[Item]]:
         some = chance.sample(histories, min(len(histories), 6))
         calls.append([h.pop(0) for h in some for _ in range(min(len(h), chance.randrange(1, 5)))])
         if chance.random() < 0.2:
-            calls.append(list(chance.choice(calls)))
+            calls.append([item for item in chance.choice(calls) if refused or item.key is not None])
     return calls
 
 
@@ -58,6 +61,7 @@ class Side:
     def __init__(self, broker: Broker) -> None:
         self.broker = broker
         self.acknowledged: dict[int, list[tuple[int, str | None, bytes]]] = {p: [] for p in range(PARTITIONS)}
+        self.first: dict[tuple[int, str | None, str], bytes] = {}
 
     async def append(self, items: Sequence[Item]) -> list[str]:
         results = await self.broker.append(items)
@@ -65,7 +69,12 @@ class Side:
             if isinstance(result, Appended):
                 for position, r in zip(result.positions, item.records, strict=True):
                     self.acknowledged[item.partition].append((position, item.key, r.value))
+                    self.first.setdefault((item.partition, item.key, r.id), r.value)
         return [said(r) for r in results]
+
+    def known(self, partition: int) -> list[tuple[tuple[int, str | None, str], bytes]]:
+        """What was appended, in order; what was appended again, by a broker that knows no ids, where it was first."""
+        return [(name, value) for name, value in self.first.items() if name[0] == partition]
 
     async def read_all(self, partition: int) -> list[Stored]:
         out, start = list[Stored](), 0
@@ -89,13 +98,14 @@ class Side:
 
 
 def digest(history: History) -> dict[str, Any]:
-    """What is true of a workflow, without the positions, which each broker chooses."""
+    """What is true of a workflow, without the positions, which each broker chooses, and what was there already."""
     w = history.workflow
+    new = [j for j in history.records if j.verdict != Verdict.DUPLICATE]
     return {
         "path": [e.id for e in history.path()],
         "closed": {g: [e.id for e in path] for g, path in w.closed.items()},
-        "verdicts": w.verdicts,
-        "judged": [(j.envelope.id, j.verdict) for j in history.records],
+        "verdicts": {v: n for v, n in w.verdicts.items() if v != Verdict.DUPLICATE},
+        "judged": [(j.envelope.id, j.verdict) for j in new],
         "state": history.state(),
         "report": report(w),
         "duties": w.duties(),
@@ -106,25 +116,32 @@ def digest(history: History) -> dict[str, Any]:
 
 @pytest.mark.parametrize("seed", range(FILES))
 def test_equal_operations_give_an_equal_path_and_state_on_every_broker(go, tmp_path, seed):
-    async def main():
-        async with AsyncExitStack() as stack:
-            urls = ("memory://", f"sqlite:///{tmp_path}/log.db")
-            sides = [Side(await stack.enter_async_context(open_broker(url))) for url in urls]
-            for side in sides:
-                await side.broker.ensure_log(LogSpec(partitions=PARTITIONS))
-            calls = operations(seed)
-            for i, items in enumerate(calls):
-                first, *others = [await side.append(items) for side in sides]
-                assert all(other == first for other in others), items
-                if i == len(calls) // 2:
-                    for side in sides:
-                        for partition in range(PARTITIONS):
-                            await side.checkpoint(partition)
-            names = {item.key for items in calls for item in items if item.key and item.key.startswith("w")}
-            names = {n for n in names if not n.endswith("x")}
-            await compare(sides, sorted(names))
+    go(equal_on(seed, "memory://", f"sqlite:///{tmp_path}/log.db"))
 
-    go(main())
+
+@pytest.mark.parametrize("seed", range(FILES))
+def test_equal_operations_give_an_equal_path_and_state_on_nats(go, nats_address, seed):
+    go(equal_on(seed, "memory://", new_url(nats_address)))
+
+
+async def equal_on(seed: int, *urls: str) -> None:
+    async with AsyncExitStack() as stack:
+        sides = [Side(await stack.enter_async_context(open_broker(url))) for url in urls]
+        for side in sides:
+            await side.broker.ensure_log(LogSpec(partitions=PARTITIONS))
+        calls = operations(seed, all(side.broker.capabilities.refuse_duplicates for side in sides))
+        for i, items in enumerate(calls):
+            first, *others = [await side.append(items) for side in sides]
+            for side, answers in zip(sides[1:], others, strict=True):
+                expected = first if side.broker.capabilities.refuse_duplicates else ["Appended"] * len(items)
+                assert answers == expected, items
+            if i == len(calls) // 2:
+                for side in sides:
+                    for partition in range(PARTITIONS):
+                        await side.checkpoint(partition)
+        names = {item.key for items in calls for item in items if item.key and item.key.startswith("w")}
+        names = {n for n in names if not n.endswith("x")}
+        await compare(sides, sorted(names))
 
 
 async def compare(sides: list[Side], names: list[str]) -> None:
@@ -133,7 +150,7 @@ async def compare(sides: list[Side], names: list[str]) -> None:
         assert digests[0] == digests[1], name
     for partition in range(PARTITIONS):
         logs = [await side.read_all(partition) for side in sides]
-        assert [(s.key, s.value) for s in logs[0]] == [(s.key, s.value) for s in logs[1]]
+        assert sides[0].known(partition) == sides[1].known(partition)
         for side, log in zip(sides, logs, strict=True):
             assert [(s.position, s.key, s.value) for s in log] == side.acknowledged[partition]
             fold = await read_partition(side.broker, partition)

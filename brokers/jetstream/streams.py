@@ -13,7 +13,7 @@ from ...bus.message import new_id
 from .address import Address
 from .connection import NO_MESSAGE, NO_STREAM, STREAM_EXISTS, Link, Refused, accepted
 from .frames import OVERHEAD
-from .names import Names
+from .names import SPAN, Names
 
 FORMAT = 1
 DEFAULT_PARTITIONS = 24
@@ -21,7 +21,7 @@ OLDEST = (2, 12)
 DUPLICATES = 120_000_000_000
 """Nanoseconds in which a message that is sent again is recognised; more costs the servers memory for every message."""
 SAME = ("storage", "retention", "max_age", "max_msgs", "max_msgs_per_subject", "allow_direct")
-NUMBERS = ("format", "partitions", "max_record", "max_append", "rules")
+NUMBERS = ("format", "partitions", "max_record", "max_append", "rules", "stride")
 Config = dict[str, Any]
 
 
@@ -66,7 +66,7 @@ def new_meta(spec: LogSpec, partitions: int | None, now: float) -> LogMeta:
     """Return what a new log will say of itself."""
     sizes = {k: v for k in ("max_record", "max_append") if (v := getattr(spec, k)) is not None}
     count = spec.partitions or partitions or DEFAULT_PARTITIONS
-    return LogMeta(log_id=new_id(), partitions=count, created=now, rules=RULES, **sizes)
+    return LogMeta(log_id=new_id(), partitions=count, created=now, rules=RULES, stride=SPAN, **sizes)
 
 
 def _metadata(meta: LogMeta) -> dict[str, str]:
@@ -86,10 +86,11 @@ def read_meta(config: Mapping[str, Any], where: str) -> LogMeta:
         meta = LogMeta(
             log_id=str(found["log_id"]), partitions=numbers["partitions"], max_record=numbers["max_record"],
             max_append=numbers["max_append"], rules=numbers["rules"], created=float(str(found["created"])),
+            stride=numbers["stride"],
         )  # fmt: skip
     except ValueError as error:
         raise LogCorrupt(f"the metadata of the stream {config.get('name')} at {where} is damaged: {error}") from error
-    if numbers["format"] > FORMAT or meta.rules > RULES:
+    if numbers["format"] > FORMAT or meta.rules > RULES or meta.stride != SPAN:
         raise RulesTooNew(
             f"{where} was written under format {numbers['format']}, rules {meta.rules}; this release knows format "
             f"{FORMAT}, rules {RULES}: upgrade refold"
