@@ -10,8 +10,9 @@ from collections.abc import Iterator
 
 import pytest
 
+from refold.brokers import pids, shares
+from refold.brokers.shares import Lease, Peer, Plan, View
 from refold.brokers.sqlite import leases
-from refold.brokers.sqlite.leases import Lease, Peer, Plan, View
 from refold.brokers.sqlite.schema import TABLES
 
 
@@ -125,8 +126,8 @@ def test_a_release_is_of_one_epoch_of_one_owner_and_of_no_other(db):
     [None, Lease(0, 2, "me", True), Lease(0, 2, "you", False), Lease(0, 1, "me", False), Lease(0, 3, "me", False)],
 )
 def test_a_lease_is_mine_under_my_name_in_my_epoch_and_not_released(lease):
-    assert leases.is_mine(Lease(0, 2, "me", False), "me", 2)
-    assert not leases.is_mine(lease, "me", 2)
+    assert shares.is_mine(Lease(0, 2, "me", False), "me", 2)
+    assert not shares.is_mine(lease, "me", 2)
 
 
 # ---- plans -----------------------------------------------------------------------------------------------------------
@@ -137,13 +138,13 @@ def held(**owners: str) -> dict[int, Lease]:
 
 def test_who_is_not_among_the_living_claims_and_gives_up_nothing_and_says_what_is_lost():
     known = held(p0="me", p1="you", p2="me")
-    plan = leases.plan("me", 4, None, known, {0: 1, 1: 1}, set(), {"you": None})
+    plan = shares.plan("me", 4, None, known, {0: 1, 1: 1}, set(), {"you": None})
     assert plan == Plan(claim=[], revoke=[], lost=[1], forgotten=[known[2]])
 
 
 def test_what_only_the_rows_say_is_mine_is_forgotten_and_what_they_say_is_anothers_is_lost():
     known = held(p0="me", p1="me", p2="you")
-    plan = leases.plan("me", 3, None, known, {0: 1, 1: 7, 2: 1}, set(), {"me": None, "you": None})
+    plan = shares.plan("me", 3, None, known, {0: 1, 1: 7, 2: 1}, set(), {"me": None, "you": None})
     assert plan.lost == [1, 2]
     assert plan.forgotten == [known[1]]
 
@@ -152,56 +153,56 @@ def test_two_members_share_and_the_one_that_has_too_much_gives_up_the_surplus():
     known = held(p0="me", p1="me", p2="me", p3="me")
     live = {"me": None, "you": None}
     mine = dict.fromkeys(range(4), 1)
-    assert leases.plan("me", 4, None, known, mine, set(), live).revoke == [2, 3]
-    assert leases.plan("me", 4, None, known, mine, {3}, live).revoke == [2]
-    assert leases.plan("me", 4, None, known, mine, {2, 3}, live).revoke == []
-    assert leases.plan("you", 4, None, known, {}, set(), live).claim == []
+    assert shares.plan("me", 4, None, known, mine, set(), live).revoke == [2, 3]
+    assert shares.plan("me", 4, None, known, mine, {3}, live).revoke == [2]
+    assert shares.plan("me", 4, None, known, mine, {2, 3}, live).revoke == []
+    assert shares.plan("you", 4, None, known, {}, set(), live).claim == []
 
 
 def test_what_is_free_is_claimed_up_to_the_share_and_the_dead_own_nothing():
     live = {"me": None, "you": None}
     known = held(p0="dead", p1="", p2="you", p3="you")
-    assert sorted(leases.plan("me", 4, None, known, {}, set(), live).claim) == [0, 1]
+    assert sorted(shares.plan("me", 4, None, known, {}, set(), live).claim) == [0, 1]
     known = held(p0="dead", p1="", p2="dead", p3="dead")
-    assert len(leases.plan("me", 4, None, known, {}, set(), live).claim) == 2
-    mine, yours = (set(leases.plan(name, 4, None, known, {}, set(), live).claim) for name in live)
+    assert len(shares.plan("me", 4, None, known, {}, set(), live).claim) == 2
+    mine, yours = (set(shares.plan(name, 4, None, known, {}, set(), live).claim) for name in live)
     assert mine | yours == {0, 1, 2, 3}
 
 
 def test_nobody_claims_or_is_given_what_it_does_not_want():
     live = {"me": frozenset({0, 1}), "you": None}
-    assert leases.quotas(6, live) == {"me": 2, "you": 4}
-    assert sorted(leases.plan("me", 6, live["me"], {}, {}, set(), live).claim) == [0, 1]
-    assert sorted(leases.plan("you", 6, None, {}, {}, set(), live).claim) == [2, 3, 4, 5]
+    assert shares.quotas(6, live) == {"me": 2, "you": 4}
+    assert sorted(shares.plan("me", 6, live["me"], {}, {}, set(), live).claim) == [0, 1]
+    assert sorted(shares.plan("you", 6, None, {}, {}, set(), live).claim) == [2, 3, 4, 5]
     all_mine = {p: Lease(p, 1, "you", False) for p in range(6)}
-    assert leases.plan("you", 6, None, all_mine, dict.fromkeys(range(6), 1), set(), live).revoke == [0, 1]
+    assert shares.plan("you", 6, None, all_mine, dict.fromkeys(range(6), 1), set(), live).revoke == [0, 1]
 
 
 def test_what_no_needy_member_takes_is_claimed_beyond_the_share():
     live = {"me": None, "you": frozenset({0})}
     known = held(p0="you")
-    assert sorted(leases.plan("me", 4, None, known, {}, set(), live).claim) == [1, 2, 3]
+    assert sorted(shares.plan("me", 4, None, known, {}, set(), live).claim) == [1, 2, 3]
 
 
 # ---- processes -------------------------------------------------------------------------------------------------------
 def test_a_process_is_known_by_its_pid_and_when_it_began(monkeypatch):
-    mine = leases.started(os.getpid())
+    mine = pids.started(os.getpid())
     assert mine is not None
-    assert leases.is_running(os.getpid(), mine)
-    assert not leases.is_running(os.getpid(), mine + 1)
-    assert leases.place() == leases.place()
+    assert pids.is_running(os.getpid(), mine)
+    assert not pids.is_running(os.getpid(), mine + 1)
+    assert pids.place() == pids.place()
     if sys.platform == "linux":
-        assert leases.place().endswith(f"/{os.stat('/proc/self/ns/pid').st_ino}")
-    monkeypatch.setattr(leases.Path, "read_text", lambda *_, **__: "nonsense")  # where there is no such file
-    other = leases.started(os.getpid())
+        assert pids.place().endswith(f"/{os.stat('/proc/self/ns/pid').st_ino}")
+    monkeypatch.setattr(pids.Path, "read_text", lambda *_, **__: "nonsense")  # where there is no such file
+    other = pids.started(os.getpid())
     assert other is not None
-    assert leases.is_running(os.getpid(), other)
-    assert leases.started(2**22 + 1) is None
+    assert pids.is_running(os.getpid(), other)
+    assert pids.started(2**22 + 1) is None
 
 
 def test_a_process_that_may_not_be_looked_at_counts_as_running(monkeypatch):
     def refuses(pid):
-        raise leases.psutil.AccessDenied(pid)
+        raise pids.psutil.AccessDenied(pid)
 
-    monkeypatch.setattr(leases, "started", refuses)
-    assert leases.is_running(1, 0.0)
+    monkeypatch.setattr(pids, "started", refuses)
+    assert pids.is_running(1, 0.0)

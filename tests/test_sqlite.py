@@ -21,11 +21,12 @@ import pytest
 from hypothesis import given, strategies as st
 from stopping import stop
 
+from refold.brokers import pids, shares
 from refold.brokers.memory import MemoryBroker
+from refold.brokers.shares import Lease
 from refold.brokers.sqlite import SqliteBroker, from_url, leases, tidy
 from refold.brokers.sqlite.connection import connect
 from refold.brokers.sqlite.keeper import Keeper
-from refold.brokers.sqlite.leases import Lease
 from refold.brokers.sqlite.subscription import SqliteSubscription
 from refold.bus.broker import (
     Appended,
@@ -891,7 +892,7 @@ def test_members_that_follow_their_plans_come_to_own_all_that_is_wanted_in_even_
         before = dict(rows)
         for me in sorted(live):
             held = {p: r.epoch for p, r in rows.items() if r.owner == me}
-            todo = leases.plan(me, partitions, live[me], rows, held, set(), live)
+            todo = shares.plan(me, partitions, live[me], rows, held, set(), live)
             assert todo.lost == []
             for p in todo.revoke:
                 rows[p] = Lease(p, rows[p].epoch, "", True)
@@ -1060,22 +1061,22 @@ def test_the_position_of_a_checkpoint_moves_with_its_entries_or_not_at_all(go, u
 
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="the start of a process is a time of day there")
 def test_setting_the_clock_of_the_host_makes_nobody_dead(monkeypatch):
-    mine = leases.started(os.getpid())
+    mine = pids.started(os.getpid())
     monkeypatch.setattr("psutil.boot_time", lambda: 0.0)
     monkeypatch.setattr("psutil.Process.create_time", lambda self: 12345.0)
-    assert leases.is_running(os.getpid(), mine)
-    assert not leases.is_running(os.getpid(), mine - 1)
+    assert pids.is_running(os.getpid(), mine)
+    assert not pids.is_running(os.getpid(), mine - 1)
 
 
 def test_a_process_that_has_ended_does_not_run_whether_or_not_its_parent_knows(until):
     process = os.spawnlp(os.P_NOWAIT, "sleep", "sleep", "100")
-    since = leases.started(process)
-    assert leases.is_running(process, since)
+    since = pids.started(process)
+    assert pids.is_running(process, since)
     os.kill(process, signal.SIGKILL)
     os.waitid(os.P_PID, process, os.WEXITED | os.WNOWAIT)  # it is a zombie now
-    assert leases.started(process) is None and not leases.is_running(process, since)
+    assert pids.started(process) is None and not pids.is_running(process, since)
     os.waitpid(process, 0)
-    assert leases.started(process) is None and not leases.is_running(process, since)
+    assert pids.started(process) is None and not pids.is_running(process, since)
 
 
 FORKED = """

@@ -14,9 +14,10 @@ from collections.abc import Callable
 
 from ...bus.broker import Assigned, Event, Lost, Revoked
 from ...bus.errors import ConfigError, RefoldError
+from .. import pids, shares
+from ..shares import Lease, Peer, View, Wanted
 from . import leases
 from .connection import connect, transact, translated
-from .leases import Lease, Peer, View, Wanted
 
 log = logging.getLogger("refold.sqlite")
 
@@ -53,7 +54,7 @@ class Keeper:
         self._began = time.monotonic()
         self._wake = threading.Event()
         self._stop = threading.Event()
-        self._me = Peer(member, self.token, 1, os.getpid(), leases.started(os.getpid()) or 0.0, leases.place(), wanted)
+        self._me = Peer(member, self.token, 1, os.getpid(), pids.started(os.getpid()) or 0.0, pids.place(), wanted)
         self._thread = threading.Thread(target=self._keep, name="refold-lease", daemon=True)
 
     # ---- called by the subscription ----------------------------------------------------------------------------------
@@ -154,7 +155,7 @@ class Keeper:
     def _lose(self, seen: dict[int, Lease]) -> None:
         """Notice what others have taken; before a renewal counts, so that no deadline covers what is lost."""
         for partition, epoch in self.held.items():
-            if not leases.is_mine(seen.get(partition), self.token, epoch) and self.drop(partition, epoch):
+            if not shares.is_mine(seen.get(partition), self.token, epoch) and self.drop(partition, epoch):
                 self._tell(Lost(partition, epoch))
 
     def _look(self, db: sqlite3.Connection) -> None:
@@ -163,7 +164,7 @@ class Keeper:
         self._lose(seen.leases)
         live = {p.token: p.wanted for p in seen.peers if self._alive(p)}
         held = self.held
-        todo = leases.plan(self.token, self.partitions, self.wanted, seen.leases, held, self._revoking.copy(), live)
+        todo = shares.plan(self.token, self.partitions, self.wanted, seen.leases, held, self._revoking.copy(), live)
         for partition in todo.revoke:
             with self._lock:
                 known = self.held.get(partition) == held[partition]
@@ -210,7 +211,7 @@ class Keeper:
 
     def _runs(self, peer: Peer, elsewhere: bool = False) -> bool:
         """Its process is there; `elsewhere` where that cannot be seen from here."""
-        return leases.is_running(peer.pid, peer.started) if peer.place == self._me.place else elsewhere
+        return pids.is_running(peer.pid, peer.started) if peer.place == self._me.place else elsewhere
 
     def _stalled(self, now: float) -> None:
         frame = sys._current_frames().get(self._watched)

@@ -19,7 +19,7 @@ from mutants.copies import LEFT_OUT, ROOT
 FILES = (
     "projections/workflow.py", "projections/view.py", "projections/ledger.py", "projections/verdict.py",
     "projections/partition.py", "agents/scheduler.py", "agents/cohorts.py", "agents/ownership.py",
-    "brokers/sqlite/leases.py",
+    "brokers/shares.py", "brokers/sqlite/leases.py",
 )  # fmt: skip
 TESTS = (
     "rules", "fold_model", "partition_fold", "invariants", "checkpoints", "cohorts", "failure_and_time", "worker",
