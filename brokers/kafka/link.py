@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import defaultdict
-from collections.abc import Awaitable, Callable, Collection, Mapping
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Iterable, Mapping
 from typing import Any, TypeVar
 
 from ...bus.errors import BrokerUnavailable, ConfigError, LogCorrupt, LogMissing
@@ -24,6 +24,16 @@ PAUSE, LONGEST_PAUSE = 0.02, 0.5
 READ, COORDINATE, WATCH, LISTEN = 0, 1, 2, 3
 PRODUCE = (10, 11)
 POLL = (20, 21)
+
+
+async def together(works: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
+    """Do things at once; what the first one raises ends the others, and is raised."""
+    try:
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(work) for work in works]
+    except ExceptionGroup as errors:
+        raise errors.exceptions[0] from None
+    return [task.result() for task in tasks]
 
 
 class Again(BrokerUnavailable):
