@@ -363,7 +363,6 @@ def test_a_checkpoint_that_was_cut_off_half_way_is_not_seen_and_the_next_one_is_
             async with broker.subscribe("g", "m", lease=60) as sub:
                 epochs = await owned(sub)
                 assert await sub.save_checkpoint(0, epochs[0], 1, b"1", {b"a": b"1"}, [])
-                pen = sub.keeper.pens[0]
 
                 with pytest.MonkeyPatch.context() as patch:
                     patch.setattr(broker.link, "patiently", cut_at_the_end(broker.link.patiently))
