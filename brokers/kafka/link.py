@@ -8,7 +8,7 @@ from collections import defaultdict
 from collections.abc import Awaitable, Callable, Collection, Coroutine, Iterable, Mapping
 from typing import Any, TypeVar
 
-from ...bus.errors import BrokerUnavailable, ConfigError, LogCorrupt, LogMissing
+from ...bus.errors import BrokerUnavailable, ConfigError, LogCorrupt, LogMissing, RefoldError
 from . import wire
 from .address import Address
 from .wire import Part
@@ -58,14 +58,16 @@ class Link:
                         await client.bootstrap()
                 except wire.NETWORK as error:
                     await client.close()
-                    raise self._unreachable(error) from error
+                    raise await self._unreachable(error) from error
                 self.client = client
         if topics:
             self.client.set_topics(sorted(topics))
             await self.look()
 
-    def _unreachable(self, error: BaseException) -> BrokerUnavailable:
+    async def _unreachable(self, error: BaseException) -> RefoldError:
         where = ", ".join(self.address.servers)
+        if refusal := await wire.refusal(self.address.client()):
+            return ConfigError(f"Kafka at {where} lets nobody in with these settings: {refusal}")
         return BrokerUnavailable(f"no Kafka answers at {where} ({type(error).__name__} {error}".rstrip() + ")")
 
     async def aclose(self) -> None:
