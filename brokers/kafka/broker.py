@@ -41,7 +41,7 @@ from .checkpoints import Checkpoints
 from .control import Control, Made, Told, Withdrawn, meta_of
 from .hints import Hints, KafkaListener
 from .keeper import Keeper, Membership, exit_stalled
-from .link import PATIENCE, Link
+from .link import PATIENCE, Link, together
 from .outbox import Outbox, Pair
 from .reading import Log
 from .subscription import KafkaSubscription
@@ -251,7 +251,7 @@ class KafkaBroker:
             at = wire.EARLIEST if kind == "begin" else wire.LATEST
             found = await self.link.offsets(self.names.log, partitions, at)
             return {p: found[p] + 1 for p in partitions}
-        known = await asyncio.gather(*(self.checkpoints.committed(p) for p in partitions))
+        known = await together(self.checkpoints.committed(p) for p in partitions)
         return {p: known[p][group or ""] + 1 if (group or "") in known[p] else 0 for p in partitions}
 
     # ---- groups ------------------------------------------------------------------------------------------------------

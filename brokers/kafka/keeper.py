@@ -20,7 +20,7 @@ from . import wire
 from .address import Address
 from .checkpoints import Pen
 from .control import Beat, Claim, Control, Group, Left, Release, State
-from .link import PAUSE, WATCH, Link
+from .link import PAUSE, WATCH, Link, together
 from .outbox import Outbox
 from .topics import Names
 
@@ -288,9 +288,7 @@ class Keeper:
             except ConfigError as error:
                 log.warning("partition %d has no checkpoints: %s", pen.partition, error)
 
-        async with asyncio.TaskGroup() as tasks:
-            for pen in pens:
-                tasks.create_task(take(pen))
+        await together(take(pen) for pen in pens)
         self.pens = {**self.pens, **{pen.partition: pen for pen in pens}}
 
     async def _leave(self) -> None:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import defaultdict
-from collections.abc import Awaitable, Callable, Collection, Mapping
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Iterable, Mapping
 from typing import Any, TypeVar
 
-from ...bus.errors import BrokerUnavailable, ConfigError, LogCorrupt, LogMissing
+from ...bus.errors import BrokerUnavailable, ConfigError, LogCorrupt, LogMissing, RefoldError
 from . import wire
 from .address import Address
 from .wire import Part
@@ -24,6 +24,16 @@ PAUSE, LONGEST_PAUSE = 0.02, 0.5
 READ, COORDINATE, WATCH, LISTEN = 0, 1, 2, 3
 PRODUCE = (10, 11)
 POLL = (20, 21)
+
+
+async def together(works: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
+    """Do things at once; what the first one raises ends the others, and is raised."""
+    try:
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(work) for work in works]
+    except ExceptionGroup as errors:
+        raise errors.exceptions[0] from None
+    return [task.result() for task in tasks]
 
 
 class Again(BrokerUnavailable):
@@ -48,14 +58,16 @@ class Link:
                         await client.bootstrap()
                 except wire.NETWORK as error:
                     await client.close()
-                    raise self._unreachable(error) from error
+                    raise await self._unreachable(error) from error
                 self.client = client
         if topics:
             self.client.set_topics(sorted(topics))
             await self.look()
 
-    def _unreachable(self, error: BaseException) -> BrokerUnavailable:
+    async def _unreachable(self, error: BaseException) -> RefoldError:
         where = ", ".join(self.address.servers)
+        if refusal := await wire.refusal(self.address.client()):
+            return ConfigError(f"Kafka at {where} lets nobody in with these settings: {refusal}")
         return BrokerUnavailable(f"no Kafka answers at {where} ({type(error).__name__} {error}".rstrip() + ")")
 
     async def aclose(self) -> None:

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from ...bus.broker import At, Page, Stored
 from ...bus.errors import LogTruncated
 from . import wire
-from .link import Link
+from .link import Link, together
 from .wire import Raw
 
 SMALL = 64 * 1024
@@ -92,9 +92,8 @@ class Log:
             async with several:
                 return await self._run(partition, run)
 
-        async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(some(run)) for run in runs(wanted)]
-        return [record for task in tasks for record in task.result()]
+        found = await together(some(run) for run in runs(wanted))
+        return [record for records in found for record in records]
 
     async def _run(self, partition: int, wanted: list[int]) -> list[Stored]:
         """Return records that lie close to each other."""

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 from ...bus.errors import ConfigError, LogMismatch
 from . import wire
 from .address import Address
-from .link import Again, Link
+from .link import Again, Link, together
 
 DEFAULT_PARTITIONS = 24
 ROOM = 1_048_588
@@ -143,7 +142,7 @@ class Facts(NamedTuple):
 async def facts(link: Link, names: Names) -> Facts:
     """Look at the topics that are there."""
     found = await known(link, names)
-    seen = await asyncio.gather(*(settings(link, name) for name in found))
+    seen = await together(settings(link, name) for name in found)
     return Facts(names, found, dict(zip(found, seen, strict=True)))
 
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import random
+import ssl
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from aiokafka import errors  # type: ignore[import-untyped]
 from aiokafka.client import AIOKafkaClient  # type: ignore[import-untyped]
+from aiokafka.conn import collect_hosts, create_conn  # type: ignore[import-untyped]
 from aiokafka.consumer.fetcher import PartitionRecords  # type: ignore[import-untyped]
 from aiokafka.protocol import admin, coordination, fetch, metadata, offset, produce, transaction  # type: ignore[import-untyped]
 from aiokafka.protocol.api import Request, RequestStruct, Response  # type: ignore[import-untyped]
@@ -41,6 +43,8 @@ AGAIN = {-1, 2, 3, 5, 6, 7, 8, 9, 13, 14, 15, 16, 19, 20, 41, 51, 56, 72, 74, 75
 NOTHING_WRITTEN = {3, 5, 6, 9, 19, 74, 75, 76}
 """Of these: the broker took nothing of the batch."""
 
+REFUSALS = tuple(errors.for_code(code) for code in (33, 34, 58))
+"""A mechanism that is not there, a wrong order of words, a wrong password."""
 NETWORK: tuple[type[BaseException], ...] = (errors.KafkaError, OSError, asyncio.TimeoutError)
 
 
@@ -67,6 +71,19 @@ class Client(AIOKafkaClient):  # type: ignore[misc]
             return True
         cluster_metadata.failed_update(None)
         return False
+
+
+async def refusal(settings: Mapping[str, Any]) -> str | None:
+    """Return why a server lets nobody in who comes like this; None where that is not the reason."""
+    found = {k: v for k, v in settings.items() if k != "bootstrap_servers"}
+    for host, port, _ in collect_hosts(settings["bootstrap_servers"]):
+        try:
+            (await create_conn(host, port, request_timeout_ms=5000, **found)).close()
+        except (*REFUSALS, ssl.SSLError) as error:
+            return f"{type(error).__name__} {error}".rstrip()
+        except NETWORK:
+            continue
+    return None
 
 
 class Raw(NamedTuple):
