@@ -19,7 +19,7 @@ from refold.brokers.kafka.broker import KafkaBroker
 from refold.brokers.kafka.checkpoints import Fenced, Save
 from refold.brokers.kafka.link import Again
 from refold.bus.broker import Appended, Assigned, Batch, Item, LogSpec, Lost, Outgoing
-from refold.bus.errors import BrokerUnavailable, ConfigError, LogMismatch, LogTruncated, TooLarge
+from refold.bus.errors import BrokerUnavailable, LogMismatch, LogTruncated, TooLarge
 
 TWO = LogSpec(partitions=2)
 
@@ -550,24 +550,3 @@ def test_a_lost_member_hears_of_it_though_its_own_beat_comes_late(go, kafka_addr
                     assert {e.partition: e.epoch for e in lost} == epochs
 
     go(main())
-
-
-def test_without_the_extra_the_error_says_how_to_install_it(monkeypatch):
-    import builtins
-    import sys
-
-    from refold.brokers import open_broker
-
-    monkeypatch.delattr("refold.brokers.kafka.broker")
-    for name in [n for n in sys.modules if n.startswith(("aiokafka", "refold.brokers.kafka."))]:
-        monkeypatch.delitem(sys.modules, name)
-    real = builtins.__import__
-
-    def missing(name, *rest):
-        if name.partition(".")[0] == "aiokafka":
-            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
-        return real(name, *rest)
-
-    monkeypatch.setattr(builtins, "__import__", missing)
-    with pytest.raises(ConfigError, match=r"pip install 'refold\[kafka\]'"):
-        open_broker("kafka://localhost")
