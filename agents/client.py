@@ -37,6 +37,8 @@ DEFAULT_BROKER = "sqlite:///refold.db"
 DEFAULT_TIMEOUT = 30.0
 LOOK_AGAIN = 2.0
 """Seconds after which the log is read again when no hint came."""
+EARLY = 1000
+"""So many hints are kept that came before anybody waited for them."""
 
 
 class Event(NamedTuple):
@@ -158,7 +160,7 @@ class MessageBus(Sender):
                 return await self._known(known, message, returns)
         position = await self.send_message(message)
         follower = Follower(self.broker, message.correlation_id, position.position - 1)
-        handle: Handle[Any] = Handle(self, follower, message.id, returns)
+        handle: Handle[Any] = Handle(self, follower, message.id, returns, fresh=id is None and bool(message.headers))
         if id is not None:
             handle.follower = Follower(self.broker, id)
             await handle.follower.catch_up()
@@ -225,11 +227,14 @@ def _returns(target: Any, returns: Any) -> Any:
 class Handle(Generic[R]):
     """One workflow, and (where it was asked one) the request whose answer is its result."""
 
-    def __init__(self, bus: MessageBus, follower: Follower, request_id: str, returns: Any = Any) -> None:
+    def __init__(
+        self, bus: MessageBus, follower: Follower, request_id: str, returns: Any = Any, *, fresh: bool = False
+    ) -> None:
         self.bus = bus
         self.follower = follower
         self.request_id = request_id
         self.returns = returns
+        self._fresh = fresh  # it has just been asked with an address: a hint will come, no look is needed before
 
     @property
     def correlation_id(self) -> str:
@@ -245,11 +250,11 @@ class Handle(Generic[R]):
         until = math.inf if timeout is None else clock.monotonic() + timeout
         async with self.bus.told(self.correlation_id) as hint:
             while True:
-                hint.clear()
                 left = until - clock.monotonic()
+                wait, self._fresh = self._fresh and left > 0 and not hint.is_set(), False
+                hint.clear()
                 try:
-                    await self.follower.catch_up()
-                    q = self._answered()
+                    q = None if wait else await self._look()
                     if q is not None:
                         return cast("R", await self._value(q))
                 except BrokerUnavailable as error:
@@ -263,7 +268,9 @@ class Handle(Generic[R]):
                     async with asyncio.timeout(min(left, LOOK_AGAIN)):
                         await hint.wait()
 
-    def _answered(self) -> Request | None:
+    async def _look(self) -> Request | None:
+        """Return the request if the log holds its answer."""
+        await self.follower.catch_up()
         requests = self.follower.workflow.view.requests
         q = requests.get(self.request_id)
         if q is None:
@@ -327,7 +334,8 @@ class Handle(Generic[R]):
         message = self._message(kinds.TASK_REQUEST, payload, to, asked=True, headers=self.bus._hints.headers())
         await self.bus.send_message(message)
         wanted = self.returns if returns is None and to is None else _returns(to, returns)
-        return await Handle(self.bus, self.follower, message.id, wanted).result(timeout)
+        fresh = bool(message.headers)
+        return await Handle(self.bus, self.follower, message.id, wanted, fresh=fresh).result(timeout)
 
     def _message(self, kind: str, payload: Any, to: Target | None, **fields: Any) -> AgentMessage:
         bus = self.bus
@@ -348,11 +356,12 @@ class Handle(Generic[R]):
 
 
 class Hints:
-    """One address per client; hints wake who waits for that workflow."""
+    """One address per client; hints wake who waits for that workflow, or will."""
 
     def __init__(self, broker: Broker) -> None:
         self._broker = broker
         self._waiting: dict[str, set[asyncio.Event]] = {}
+        self._early: dict[str, None] = {}
         self._listener: Listener | None = None
         self._stack = contextlib.AsyncExitStack()
 
@@ -370,9 +379,13 @@ class Hints:
             self.ring((await listener.get()).decode(errors="replace"))
 
     def ring(self, correlation: str) -> None:
-        """Wake whoever waits for that workflow here."""
+        """Wake whoever waits for that workflow here; the next one who does, where nobody waits yet."""
         for event in self._waiting.get(correlation, ()):
             event.set()
+        if correlation not in self._waiting:
+            self._early[correlation] = None
+            if len(self._early) > EARLY:
+                del self._early[next(iter(self._early))]
 
     def headers(self) -> dict[str, str]:
         """Return the headers of a request whose answer somebody waits for here."""
@@ -382,6 +395,9 @@ class Hints:
     async def about(self, correlation: str) -> AsyncIterator[asyncio.Event]:
         """Open an event that is set when a hint about the workflow comes."""
         event = asyncio.Event()
+        if correlation in self._early:
+            del self._early[correlation]
+            event.set()
         self._waiting.setdefault(correlation, set()).add(event)
         try:
             yield event

@@ -11,6 +11,7 @@ from hosting import QUICK, hosted, kinds_of, opened, working
 
 from refold import Agent, AgentError, Context, MessageBus
 from refold.agents import client
+from refold.agents.calls import ADDRESS
 from refold.brokers import open_broker
 from refold.brokers.memory import Log, MemoryBroker
 from refold.bus.broker import LogSpec, Page
@@ -369,3 +370,31 @@ def test_a_childs_answers_are_had_from_any_process(go, url):
     go(main())
 
 
+
+
+def test_who_asks_looks_into_the_log_once_when_the_answer_is_there(go):
+    agent = Agent("a")
+
+    @agent.on_task
+    async def echo(what: str) -> str:
+        return what
+
+    async def main():
+        async with hosted(agent) as (bus, _):
+            read, looks = bus.broker.read_workflow, []
+
+            async def counted(correlation, **more):
+                looks.append(correlation)
+                return await read(correlation, **more)
+
+            bus.broker.read_workflow = counted
+            assert await bus.request(echo, "x") == "x"
+            assert len(looks) == 1
+            handle = await bus.start(echo, "y")
+            await bus.broker.notify(bus._hints.headers()[ADDRESS], b"another")  # nobody waits for it
+            async with bus.told("another") as hint:
+                await hint.wait()
+            assert await handle.result() == "y"  # its hint came before anybody waited for it, or comes
+            assert looks[1:] == [handle.correlation_id]
+
+    go(main())

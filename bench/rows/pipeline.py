@@ -128,7 +128,7 @@ def refold(folder: Path) -> dict[str, float]:
 
             async def answered() -> None:
                 await bus.request("stage1", hand.PAYLOAD)
-                ended.get_nowait()
+                await ended.get()
 
             await flood(one, 500, AT_ONCE)
             engine = await flood(one, WORKFLOWS, AT_ONCE)
