@@ -11,6 +11,7 @@ N ?= 2
 RUNS ?= 10
 SCENARIOS ?=
 WORDS ?=
+ON ?=
 SAMPLE ?= 300
 
 help: ## show the targets
@@ -24,9 +25,9 @@ test-all: ## the tests, over many more generated histories
 	@scripts/venv.sh $(VENV) editable test
 	REFOLD_TESTS=thorough $(VENV)/bin/python -m pytest -n $(N) --inline-snapshot=disable $(TESTS)
 
-crash-points: ## die at every call of the log, the stores and the effects, restart, compare (a few minutes)
+crash-points: ## die at every call of the log, the stores and the effects, restart, compare (ON=nats://HOST:PORT, kafka://...)
 	@scripts/venv.sh $(VENV) editable test
-	cd tests && $(VENV)/bin/python -m crash_points.campaign
+	cd tests && CRASH_POINTS_ON=$(ON) $(VENV)/bin/python -m crash_points.campaign
 
 bench: ## refold beside hand-written loops and what others offer, in up to an hour (ROWS="append pipeline", ARGS="--turns 3")
 	@scripts/venv.sh $(BENCH) editable bench-peers

@@ -38,9 +38,10 @@ def folder():
         yield Path(made)
 
 
-def campaign(scene, folder, every, only=""):
+def campaign(scene, folder, every, only="", on=""):
     command = [sys.executable, "-m", "crash_points.campaign", scene, str(folder), str(every), only]
-    done = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, check=False)
+    env = {**os.environ, "CRASH_POINTS_ON": on}
+    done = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, check=False, env=env)
     assert not done.returncode, done.stderr[-3000:]
     return json.loads(done.stdout)
 
@@ -48,7 +49,19 @@ def campaign(scene, folder, every, only=""):
 @pytest.mark.parametrize("scene", SCENES)
 @pytest.mark.timeout(600 if THOROUGH else 120)
 def test_wherever_the_process_dies_the_next_one_converges_to_the_crash_free_state(scene, folder, record_property):
-    found = campaign(scene, folder, 1 if THOROUGH or scene in WHOLE else 25)
+    converges(campaign(scene, folder, 1 if THOROUGH or scene in WHOLE else 25), record_property)
+
+
+@pytest.mark.parametrize("scheme", ["nats", "kafka"])
+@pytest.mark.parametrize("scene", SCENES if THOROUGH else ("hello", "a takeover with checkpoint"))
+@pytest.mark.timeout(600 if THOROUGH else 120)
+def test_the_same_on_the_brokers_that_people_run(scene, scheme, folder, request, record_property):
+    address = request.getfixturevalue(f"{scheme}_address")
+    every = 10 if THOROUGH else 60
+    converges(campaign(scene, folder, every, on=f"{scheme}://{address}"), record_property)
+
+
+def converges(found, record_property):
     record_property("points", found["points"])
     assert not found["wrong"], f"{len(found['wrong'])} of {found['crashed']} crash points: {found['wrong']}"
     assert found["points"] > 80

@@ -22,6 +22,7 @@ from typing import Any
 from refold.bus.errors import LogMissing
 
 from .ending import Ending, ending_of
+from .place import SERVER, fresh
 from .scenes import FAULTY, SCENES, Stage
 from .wrapping import DIED, Crossings
 
@@ -32,7 +33,7 @@ BESIDE = 6
 TRIES = 8
 """A point that a run did not meet (what is polled comes and goes with time) is armed again; then it fails, unless it is
 a later look of what is polled: how often that looks depends on how fast the machine is just now."""
-POLLED = "log.subscribe.fetch#"
+POLLED = tuple(f"log.subscribe.{call}#" for call in ("fetch", "turned", "deadline"))
 NEVER = "never reached"
 Report = dict[str, Any]
 
@@ -76,12 +77,6 @@ def looked_at(folder: Path) -> Ending:
         return asyncio.run(ending_of(folder))
     except LogMissing:
         return {"workflows": {}, "ids": [], "outcomes": [], "refused": [], "open": [], "views": None}
-
-
-def fresh(place: Path) -> Path:
-    shutil.rmtree(place, ignore_errors=True)
-    place.mkdir(parents=True)
-    return place
 
 
 def undisturbed(scene: str, folder: Path) -> tuple[list[str], Ending]:
@@ -190,6 +185,7 @@ def campaign(scene: str, folder: Path, every: int = 1, only: str = "") -> Report
 def everything() -> int:
     """Every crash point of every scene, as a table."""
     total, failed = 0, False
+    print(f"on {SERVER or 'the embedded log'}")
     for scene in SCENES:
         with tempfile.TemporaryDirectory(dir=fastest_folder()) as folder:
             found = campaign(scene, Path(folder))

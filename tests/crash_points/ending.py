@@ -14,6 +14,8 @@ from refold.projections.overview import overview
 from refold.projections.store import ProjectionStore
 from refold.projections.verdict import Verdict
 
+from .place import url_of
+
 Ending = dict[str, Any]
 UNEVEN = frozenset({kinds.ATTEMPT_STARTED})
 """A crash adds these to the path: they say that there was one."""
@@ -22,7 +24,7 @@ REFUSED = (Verdict.INVALID, Verdict.CONFLICT, Verdict.MISPLACED)
 
 async def ending_of(folder: Path) -> Ending:
     """Read the log of a folder, and its views where there are some. Raises LogMissing."""
-    async with open_broker(f"sqlite:///{folder}/log.db") as broker:
+    async with open_broker(url_of(folder)) as broker:
         await broker.ensure_log(create=False)
         ids, names = await _ids(broker)
         histories = [await read_workflow(broker, name) for name in names]

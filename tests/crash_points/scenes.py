@@ -21,6 +21,7 @@ from refold.projections.runner import catch_up, rebuild
 from refold.projections.status import Status
 from refold.projections.store import ProjectionStore
 
+from .place import url_of
 from .wrapping import Crossings, wrapped_broker
 
 client.LOOK_AGAIN = 0.05  # a client that comes back is not told of answers: it looks
@@ -42,7 +43,7 @@ class Stage:
 
     @property
     def url(self) -> str:
-        return f"sqlite:///{self.folder}/log.db?synchronous=normal"
+        return url_of(self.folder)
 
     async def pay(self, name: str, key: str) -> str:
         """The effect of every scene."""
@@ -82,7 +83,7 @@ class Stage:
     @contextlib.asynccontextmanager
     async def working(self) -> AsyncIterator[Worker]:
         """A worker for as long as the context is open."""
-        worker = Worker(self.broker, self.agents, group="g", drain=5.0)
+        worker = Worker(self.broker, self.agents, group="g", drain=5.0, lease=2.0)
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(worker.run())
             try:
