@@ -2,13 +2,35 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
+import threading
 import uuid
 from collections.abc import Iterator
+from contextlib import AbstractAsyncContextManager
 
 from refold.brokers.conformance import Subject
 from refold.brokers.jetstream import JetStreamBroker, from_url
+from refold.brokers.servers import Server
 from refold.bus.broker import Item, Outgoing
+
+
+@contextlib.contextmanager
+def running(entered: AbstractAsyncContextManager[Server]) -> Iterator[Server]:
+    """Keep a server that is started and ended by a loop of its own, in a thread."""
+    loop = asyncio.new_event_loop()
+    thread = threading.Thread(target=loop.run_forever, daemon=True)
+    thread.start()
+    try:
+        server = asyncio.run_coroutine_threadsafe(entered.__aenter__(), loop).result()
+        try:
+            yield server
+        finally:
+            asyncio.run_coroutine_threadsafe(entered.__aexit__(None, None, None), loop).result()
+    finally:
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join()
+        loop.close()
 
 
 def new_url(address: str, **settings: object) -> str:

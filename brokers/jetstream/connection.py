@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 from nats.aio.client import Client
@@ -21,6 +22,8 @@ log = logging.getLogger("refold.nats")
 CONNECT = 5.0
 ANSWER = 5.0
 """Seconds to wait for a connection, and for the answer to one request."""
+SOON, PATIENCE = 2.0, 10.0
+"""Seconds after which a question is asked again, and after which it is no more."""
 PENDING = 8 * 1024 * 1024
 STATUS = "Status"
 FULL = {10023, 10047, 10077, 10002, 10028}
@@ -29,6 +32,7 @@ WRONG_LAST, WRONG_LAST_BUSY, LAST_UNAVAILABLE = 10071, 10164, 10163
 NO_STREAM, NO_MESSAGE, STREAM_EXISTS, DUPLICATE_IN_BATCH = 10059, 10037, 10058, 10201
 
 
+T = TypeVar("T")
 Headers = dict[str, str] | None
 
 
@@ -195,9 +199,27 @@ class Link:
             raise BrokerUnavailable(f"nobody answers at {subject}: no such stream, or no leader, or JetStream is off")
         return msg
 
-    async def api(self, name: str, body: Mapping[str, object] | None = None) -> dict[str, Any]:
-        """Ask JetStream's API. Raises Refused, BrokerUnavailable."""
-        msg = await self.request(f"$JS.API.{name}", msgspec.json.encode(body) if body else b"")
+    async def look(self, question: Callable[[float], Awaitable[T]]) -> T:
+        """Return the answer to a question that changes nothing, asked again until there is one: a stream without a
+        leader, as after its creation or a death, is silent. Raises BrokerUnavailable after `PATIENCE` seconds."""
+        until = time.monotonic() + PATIENCE
+        while True:
+            try:
+                return await question(SOON)
+            except BrokerUnavailable as error:
+                if type(error) is not BrokerUnavailable or time.monotonic() > until:
+                    raise
+            await self.connected(max(0.01, until - time.monotonic()))
+            await asyncio.sleep(0.02)
+
+    async def asked(self, name: str, body: Mapping[str, object] | None = None) -> dict[str, Any]:
+        """Ask JetStream's API something that changes nothing. Raises Refused, BrokerUnavailable."""
+        return await self.look(lambda within: self.api(name, body, within))
+
+    async def api(self, name: str, body: Mapping[str, object] | None = None, within: float = ANSWER) -> dict[str, Any]:
+        """Ask JetStream's API once. Raises Refused, BrokerUnavailable."""
+        subject = f"$JS.API.{name}"
+        msg = await self.answer(await self.ask(subject, msgspec.json.encode(body) if body else b""), subject, within)
         answer: dict[str, Any] = msgspec.json.decode(msg.data)
         if "error" in answer:
             raise Refused(answer["error"].get("err_code", 0), answer["error"].get("description", ""))

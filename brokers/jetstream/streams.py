@@ -143,7 +143,7 @@ class Opened:
 async def info(link: Link, stream: str) -> dict[str, Any] | None:
     """Return what the server says of a stream; None where there is none."""
     try:
-        return await link.api(f"STREAM.INFO.{stream}")
+        return await link.asked(f"STREAM.INFO.{stream}")
     except Refused as error:
         if error.code == NO_STREAM:
             return None
@@ -248,7 +248,7 @@ async def _open_streams(
 
 async def _is_complete(link: Link, names: Names) -> bool:
     try:
-        await link.api(f"STREAM.MSG.GET.{names.control}", {"last_by_subj": f"{names.root}.control.made"})
+        await link.asked(f"STREAM.MSG.GET.{names.control}", {"last_by_subj": f"{names.root}.control.made"})
     except Refused as error:
         if error.code in (NO_MESSAGE, NO_STREAM):
             return False
