@@ -23,15 +23,15 @@ def test_nothing_is_left_out_on_nats():
     assert left_out(UNUSED) == {}
 
 
-@pytest.fixture(scope="module")
-def cluster(own_nats, tmp_path_factory):
-    """Three nodes, for the tests of this module."""
-    with running(own_nats(tmp_path_factory.mktemp("cluster"), nodes=3)) as server:
-        yield server
+if THOROUGH:  # a minute
 
+    @pytest.fixture(scope="module")
+    def cluster(own_nats, tmp_path_factory):
+        """Three nodes, for the tests of this module."""
+        with running(own_nats(tmp_path_factory.mktemp("cluster"), nodes=3)) as server:
+            yield server
 
-@pytest.mark.slow
-@pytest.mark.skipif(not THOROUGH, reason="three nodes: REFOLD_TESTS=thorough")
-@pytest.mark.parametrize("case", [pytest.param(case, id=f"nats-three-nodes-{case}") for case in cases_of(UNUSED)])
-def test_every_promise_of_the_port_is_kept_on_three_nodes(case, cluster):
-    asyncio.run(case.run(on_nats(cluster.bootstrap, "nats-three-nodes", replicas=3)))
+    @pytest.mark.slow
+    @pytest.mark.parametrize("case", [pytest.param(case, id=f"nats-three-nodes-{case}") for case in cases_of(UNUSED)])
+    def test_every_promise_of_the_port_is_kept_on_three_nodes(case, cluster):
+        asyncio.run(case.run(on_nats(cluster.bootstrap, "nats-three-nodes", replicas=3)))

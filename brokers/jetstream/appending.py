@@ -27,7 +27,7 @@ from .connection import (
     accepted,
 )  # fmt: skip
 from .frames import EXPECTED, MSG_ID, packed, size_of
-from .names import SPAN, Names, last_position, sequence_of
+from .names import SPAN, Names, last_position
 from .reading import Reader, get
 
 PATIENCE = 10.0
@@ -68,7 +68,7 @@ class Message:
         self.count = len(values)
         self.payload, self.headers = packed(values)
         self.headers[MSG_ID] = id
-        self.expected = sequence_of(after) if after is not None else None
+        self.expected = after // SPAN if after is not None else None  # who saw a part of a message has not seen it
         if self.expected is not None:
             self.headers[EXPECTED] = str(self.expected)
         self.floor = 0

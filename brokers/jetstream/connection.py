@@ -70,6 +70,8 @@ class Link:
         self._waiting: dict[str, asyncio.Future[Msg]] = {}
         self._collecting: dict[str, asyncio.Queue[Msg | None]] = {}
         self._up = asyncio.Event()
+        self.watchers: set[asyncio.Event] = set()
+        """Set when the connection has broken or is there again."""
 
     async def open(self) -> None:
         """Connect. Raises BrokerUnavailable; ConfigError where the servers do not let this client in."""
@@ -122,10 +124,14 @@ class Link:
                 future.set_exception(BrokerUnavailable("the connection to NATS broke"))
         for queue in list(self._collecting.values()):
             queue.put_nowait(None)
+        for watcher in self.watchers:
+            watcher.set()
 
     async def _rises(self) -> None:
         self.reconnects += 1
         self._up.set()
+        for watcher in self.watchers:
+            watcher.set()
 
     async def connected(self, within: float) -> None:
         """Wait until there is a connection. Raises BrokerUnavailable."""
