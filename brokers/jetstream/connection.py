@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import re
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from typing import Any, TypeVar
@@ -28,6 +29,7 @@ PENDING = 8 * 1024 * 1024
 STATUS = "Status"
 FULL = {10023, 10047, 10077, 10002, 10028}
 """Error codes of JetStream that say there is no space: memory, storage, `max_bytes`, the account's limits."""
+FORBIDDEN = re.compile(r'permissions violation for publish to "([^"]*)"', re.IGNORECASE)
 WRONG_LAST, WRONG_LAST_BUSY, LAST_UNAVAILABLE = 10071, 10164, 10163
 NO_STREAM, NO_MESSAGE, STREAM_EXISTS, DUPLICATE_IN_BATCH = 10059, 10037, 10058, 10201
 
@@ -68,7 +70,8 @@ class Link:
         self._inbox = ""
         self._count = 0
         self._waiting: dict[str, asyncio.Future[Msg]] = {}
-        self._collecting: dict[str, asyncio.Queue[Msg | None]] = {}
+        self._collecting: dict[str, asyncio.Queue[Msg | Exception]] = {}
+        self._subjects: dict[str, str] = {}
         self._up = asyncio.Event()
         self.watchers: set[asyncio.Event] = set()
         """Set when the connection has broken or is there again."""
@@ -115,7 +118,23 @@ class Link:
 
     async def _errs(self, error: Exception) -> None:
         self._problem = str(error) or type(error).__name__
+        found = FORBIDDEN.search(self._problem)
+        if found is not None:
+            self._forbidden(found[1])
         log.debug("connection to %s: %s", ", ".join(self.address.servers), self._problem)
+
+    def _forbidden(self, subject: str) -> None:
+        """The servers give no answer to what a user may not ask: tell who waits for it."""
+        refused = ConfigError(
+            f"this user of {', '.join(self.address.servers)} may not publish to {subject}: `refold broker plan URL` "
+            "prints the streams and the permissions that an administrator has to make"
+        )
+        for token in [t for t, asked in self._subjects.items() if asked.lower() == subject.lower()]:
+            future = self._waiting.get(token)
+            if future is not None and not future.done():
+                future.set_exception(refused)
+            if token in self._collecting:
+                self._collecting[token].put_nowait(refused)
 
     async def _falls(self) -> None:
         self._up.clear()
@@ -123,7 +142,7 @@ class Link:
             if not future.done():
                 future.set_exception(BrokerUnavailable("the connection to NATS broke"))
         for queue in list(self._collecting.values()):
-            queue.put_nowait(None)
+            queue.put_nowait(BrokerUnavailable("the connection to NATS broke"))
         for watcher in self.watchers:
             watcher.set()
 
@@ -160,6 +179,7 @@ class Link:
 
     def _forget(self, token: str, done: asyncio.Future[Msg]) -> None:
         self._waiting.pop(token, None)
+        self._subjects.pop(token, None)
         if not done.cancelled():
             done.exception()  # nobody may be waiting any more
 
@@ -182,6 +202,7 @@ class Link:
         """Send a message, and return the future of its answer."""
         token = self._reply()
         future = self._waiting[token] = asyncio.get_running_loop().create_future()
+        self._subjects[token] = subject
         future.add_done_callback(lambda done: self._forget(token, done))
         try:
             await self.publish(subject, payload, headers, f"{self._inbox}.{token}")
@@ -232,15 +253,16 @@ class Link:
         return answer
 
     @contextlib.asynccontextmanager
-    async def collect(self, subject: str, body: Mapping[str, object]) -> AsyncIterator[asyncio.Queue[Msg | None]]:
-        """Ask for several messages; a None among them says that the connection broke."""
+    async def collect(self, subject: str, body: Mapping[str, object]) -> AsyncIterator[asyncio.Queue[Msg | Exception]]:
+        """Ask for several messages; an error among them is the last."""
         token = self._reply()
         queue = self._collecting[token] = asyncio.Queue()
+        self._subjects[token] = subject
         try:
             await self.publish(subject, msgspec.json.encode(body), None, f"{self._inbox}.{token}")
             yield queue
         finally:
-            del self._collecting[token]
+            del self._collecting[token], self._subjects[token]
 
     async def listen(self, subject: str, heard: Callable[[Msg], Awaitable[None]]) -> Any:
         """Hear what is published to a subject from now on; return what is to be unsubscribed."""

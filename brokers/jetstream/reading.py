@@ -65,8 +65,8 @@ async def _get(link: Link, stream: str, body: Mapping[str, object], within: floa
                     msg = await queue.get()
             except TimeoutError:
                 raise BrokerUnavailable(f"no answer from {subject} within {within:g} s") from None
-            if msg is None:
-                raise BrokerUnavailable("the connection to NATS broke")
+            if isinstance(msg, Exception):
+                raise msg
             headers = msg.headers or {}
             said = status(msg)
             if said is None:
