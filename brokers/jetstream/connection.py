@@ -7,6 +7,7 @@ import contextlib
 import logging
 import re
 import time
+from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from typing import Any, TypeVar
 
@@ -70,6 +71,8 @@ class Link:
         self._inbox = ""
         self._count = 0
         self._waiting: dict[str, asyncio.Future[Msg]] = {}
+        self._due: deque[tuple[float, asyncio.Future[Msg]]] = deque()
+        self._timer: asyncio.TimerHandle | None = None
         self._collecting: dict[str, asyncio.Queue[Msg | Exception]] = {}
         self._subjects: dict[str, str] = {}
         self._up = asyncio.Event()
@@ -84,6 +87,7 @@ class Link:
                 await self.client.connect(
                     **options, name="refold", max_reconnect_attempts=-1, reconnect_time_wait=1, connect_timeout=2,
                     ping_interval=10, max_outstanding_pings=2, pending_size=PENDING, drain_timeout=5,
+                    skip_subject_validation=True,  # each is made of tokens that are safe (`names.token_of`)
                     error_cb=self._errs, disconnected_cb=self._falls, reconnected_cb=self._rises,
                     closed_cb=self._falls,
                 )  # fmt: skip
@@ -110,6 +114,8 @@ class Link:
     async def close(self) -> None:
         """Let the connection go; what was published is sent first, as far as there is somebody to send it to."""
         client = self.client
+        if self._timer is not None:
+            self._timer.cancel()
         with contextlib.suppress(Exception):
             if client.is_connected:
                 await client.flush(timeout=2)
@@ -177,6 +183,15 @@ class Link:
         if future is not None and not future.done():
             future.set_result(msg)
 
+    def _expire(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Give up what has no answer; one timer for all, since each message on its way would need one."""
+        now = loop.time()
+        while self._due and (self._due[0][0] <= now or self._due[0][1].done()):
+            _, future = self._due.popleft()
+            if not future.done():
+                future.set_exception(BrokerUnavailable(f"no answer within {ANSWER:g} s"))
+        self._timer = loop.call_at(max(self._due[0][0], now + 0.1), self._expire, loop) if self._due else None
+
     def _forget(self, token: str, done: asyncio.Future[Msg]) -> None:
         self._waiting.pop(token, None)
         self._subjects.pop(token, None)
@@ -199,9 +214,13 @@ class Link:
             raise BrokerUnavailable(f"{', '.join(self.address.servers)}: {error or type(error).__name__}") from error
 
     async def ask(self, subject: str, payload: bytes = b"", headers: Headers = None) -> asyncio.Future[Msg]:
-        """Send a message, and return the future of its answer."""
+        """Send a message, and return the future of its answer: BrokerUnavailable where none came within `ANSWER`."""
         token = self._reply()
-        future = self._waiting[token] = asyncio.get_running_loop().create_future()
+        loop = asyncio.get_running_loop()
+        future = self._waiting[token] = loop.create_future()
+        self._due.append((loop.time() + ANSWER, future))
+        if self._timer is None:
+            self._timer = loop.call_later(ANSWER, self._expire, loop)
         self._subjects[token] = subject
         future.add_done_callback(lambda done: self._forget(token, done))
         try:
@@ -217,11 +236,14 @@ class Link:
 
     async def answer(self, future: asyncio.Future[Msg], subject: str, within: float = ANSWER) -> Msg:
         """Wait for an answer. Raises BrokerUnavailable."""
-        try:
-            async with asyncio.timeout(within):
-                msg = await future
-        except TimeoutError:
-            raise BrokerUnavailable(f"no answer from {subject} within {within:g} s") from None
+        if within >= ANSWER:
+            msg = await future
+        else:
+            try:
+                async with asyncio.timeout(within):
+                    msg = await future
+            except TimeoutError:
+                raise BrokerUnavailable(f"no answer from {subject} within {within:g} s") from None
         if status(msg) == "503":
             raise BrokerUnavailable(f"nobody answers at {subject}: no such stream, or no leader, or JetStream is off")
         return msg
