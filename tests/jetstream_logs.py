@@ -4,15 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import threading
 import uuid
 from collections.abc import Iterator
 from contextlib import AbstractAsyncContextManager
+from pathlib import Path
+
+import pytest
 
 from refold.brokers.conformance import Subject
 from refold.brokers.jetstream import JetStreamBroker, from_url
 from refold.brokers.servers import Server
 from refold.bus.broker import Item, Outgoing
+
+BROKERS = ["memory", "sqlite", *(["nats"] if os.environ.get("REFOLD_TESTS") == "thorough" else [])]
+"""What tests of the engine run on."""
 
 
 @contextlib.contextmanager
@@ -31,6 +38,13 @@ def running(entered: AbstractAsyncContextManager[Server]) -> Iterator[Server]:
         loop.call_soon_threadsafe(loop.stop)
         thread.join()
         loop.close()
+
+
+def url_of(request: pytest.FixtureRequest, folder: Path) -> str:
+    """A log of its own on the broker that the parameter names."""
+    if request.param == "nats":
+        return new_url(request.getfixturevalue("nats_address"), partitions=4)
+    return f"memory://{folder.name}" if request.param == "memory" else f"sqlite:///{folder}/log.db"
 
 
 def new_url(address: str, **settings: object) -> str:

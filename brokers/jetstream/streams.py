@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Mapping
 from typing import Any
 
 from ...bus.broker import RULES, LogMeta, LogSpec
+from ...bus.clock import Clock
 from ...bus.errors import BrokerUnavailable, ConfigError, LogCorrupt, LogMismatch, LogMissing, RulesTooNew
 from ...bus.message import new_id
 from .address import Address
@@ -204,7 +204,7 @@ def _verify_spec(meta: LogMeta, address: Address, spec: LogSpec, where: str) -> 
 
 async def _create_control(link: Link, address: Address, spec: LogSpec) -> dict[str, Any]:
     """Make the control stream, unless another has just made it: who makes it decides the log's id."""
-    meta = new_meta(spec, address.partitions, time.time())
+    meta = new_meta(spec, address.partitions, Clock().now())
     names = Names(address.namespace, meta.log_id)
     await _create(link, config_of_control(names, address.replicas or 1, meta))
     found = await info(link, names.control)
