@@ -2,13 +2,49 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
+import os
+import threading
 import uuid
 from collections.abc import Iterator
+from contextlib import AbstractAsyncContextManager
+from pathlib import Path
+
+import pytest
 
 from refold.brokers.conformance import Subject
 from refold.brokers.jetstream import JetStreamBroker, from_url
+from refold.brokers.servers import Server
 from refold.bus.broker import Item, Outgoing
+
+BROKERS = ["memory", "sqlite", *(["nats"] if os.environ.get("REFOLD_TESTS") == "thorough" else [])]
+"""What tests of the engine run on."""
+
+
+@contextlib.contextmanager
+def running(entered: AbstractAsyncContextManager[Server]) -> Iterator[Server]:
+    """Keep a server that is started and ended by a loop of its own, in a thread."""
+    loop = asyncio.new_event_loop()
+    thread = threading.Thread(target=loop.run_forever, daemon=True)
+    thread.start()
+    try:
+        server = asyncio.run_coroutine_threadsafe(entered.__aenter__(), loop).result()
+        try:
+            yield server
+        finally:
+            asyncio.run_coroutine_threadsafe(entered.__aexit__(None, None, None), loop).result()
+    finally:
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join()
+        loop.close()
+
+
+def url_of(request: pytest.FixtureRequest, folder: Path) -> str:
+    """A log of its own on the broker that the parameter names."""
+    if request.param == "nats":
+        return new_url(request.getfixturevalue("nats_address"), partitions=4)
+    return f"memory://{folder.name}" if request.param == "memory" else f"sqlite:///{folder}/log.db"
 
 
 def new_url(address: str, **settings: object) -> str:

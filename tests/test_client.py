@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from hosting import QUICK, hosted, kinds_of, opened, working
+from jetstream_logs import BROKERS, url_of
 
 from refold import Agent, AgentError, Context, MessageBus
 from refold.agents import client
@@ -26,9 +27,9 @@ from refold.bus.errors import (
 from refold.projections.status import Status
 
 
-@pytest.fixture(params=["memory", "sqlite"])
+@pytest.fixture(params=BROKERS)
 def url(request, tmp_path):
-    return f"memory://{tmp_path.name}" if request.param == "memory" else f"sqlite:///{tmp_path}/log.db"
+    return url_of(request, tmp_path)
 
 
 @contextlib.asynccontextmanager

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import os
 
 import pytest
-from jetstream_logs import on_nats
+from jetstream_logs import on_nats, running
 
 from refold.brokers.conformance import cases_of, left_out
 
+THOROUGH = os.environ.get("REFOLD_TESTS") == "thorough"
 UNUSED = on_nats("unused:1")
 
 
@@ -19,3 +21,17 @@ def test_every_promise_of_the_port_is_kept_on_nats(case, nats_address):
 
 def test_nothing_is_left_out_on_nats():
     assert left_out(UNUSED) == {}
+
+
+if THOROUGH:  # a minute
+
+    @pytest.fixture(scope="module")
+    def cluster(own_nats, tmp_path_factory):
+        """Three nodes, for the tests of this module."""
+        with running(own_nats(tmp_path_factory.mktemp("cluster"), nodes=3)) as server:
+            yield server
+
+    @pytest.mark.slow
+    @pytest.mark.parametrize("case", [pytest.param(case, id=f"nats-three-nodes-{case}") for case in cases_of(UNUSED)])
+    def test_every_promise_of_the_port_is_kept_on_three_nodes(case, cluster):
+        asyncio.run(case.run(on_nats(cluster.bootstrap, "nats-three-nodes", replicas=3)))

@@ -8,6 +8,7 @@ from typing import TypedDict
 
 import msgspec
 import pytest
+from jetstream_logs import BROKERS, url_of
 
 import refold
 from refold import Agent, AgentError, Context, EffectFailed, Refuse, RetryPolicy, WaitExpired
@@ -17,9 +18,9 @@ from refold.projections.status import Status
 HERE = {"url": "memory://"}
 
 
-@pytest.fixture(params=["memory", "sqlite"], autouse=True)
+@pytest.fixture(params=BROKERS, autouse=True)
 def _on(request, tmp_path, monkeypatch):
-    monkeypatch.setitem(HERE, "url", "memory://" if request.param == "memory" else f"sqlite:///{tmp_path}/log.db")
+    monkeypatch.setitem(HERE, "url", url_of(request, tmp_path))
 
 
 def run(*agents, **settings):

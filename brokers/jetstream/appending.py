@@ -26,8 +26,8 @@ from .connection import (
     Refused,
     accepted,
 )  # fmt: skip
-from .frames import EXPECTED, MSG_ID, packed, size_of
-from .names import SPAN, Names, last_position, sequence_of
+from .frames import EXPECTED, MSG_ID, OVERHEAD, packed, size_of
+from .names import SPAN, Names, last_position, token_of
 from .reading import Reader, get
 
 PATIENCE = 10.0
@@ -68,7 +68,7 @@ class Message:
         self.count = len(values)
         self.payload, self.headers = packed(values)
         self.headers[MSG_ID] = id
-        self.expected = sequence_of(after) if after is not None else None
+        self.expected = after // SPAN if after is not None else None  # who saw a part of a message has not seen it
         if self.expected is not None:
             self.headers[EXPECTED] = str(self.expected)
         self.floor = 0
@@ -92,7 +92,8 @@ class Appender:
     def __init__(self, link: Link, names: Names, meta: LogMeta, reader: Reader) -> None:
         self.tops: dict[int, int] = {}
         self._link, self._names, self._meta, self._reader = link, names, meta, reader
-        self._prefix, self._made = os.urandom(9).hex(), 0
+        self._root = names.root
+        self._prefix, self._made = os.urandom(8).hex(), 0
         self._calls = self._bytes = 0
         self._idle = asyncio.Event()
         self._idle.set()
@@ -103,6 +104,8 @@ class Appender:
 
     async def append(self, items: Sequence[Item]) -> list[Result]:
         """Append items: those of one partition in order."""
+        if len(items) == 1:
+            return [await self._alone(items[0])]
         size, lanes = 0, dict[int, list[tuple[int, Message]]]()
         out: list[Result] = [Appended(())] * len(items)
         for n, item in enumerate(items):
@@ -115,31 +118,62 @@ class Appender:
         await self._counted(size, lane_of)
         return out
 
-    async def _counted(self, size: int, work: Sequence[Work]) -> None:
+    async def _alone(self, item: Item) -> Result:
+        """Append one item: what nearly every call is."""
+        values = [record.value for record in item.records]
+        size = check(self._meta, item.partition, values)
+        if not values:
+            return Appended(())
+        message = self._message(item.partition, item.key, values, item.after)
+        self._enter(size)
+        try:
+            until = time.monotonic() + PATIENCE
+            await self._try_send(message)
+            try:
+                return await self._result(message, until)
+            except BrokerUnavailable as error:
+                if type(error) is not BrokerUnavailable:
+                    raise
+            out: list[Result] = [Appended(())]
+            await self._settle([(0, message)], out, until)
+            return out[0]
+        finally:
+            self._leave(size)
+
+    def _enter(self, size: int) -> None:
         if self._bytes > MAX_BYTES or self._calls >= MAX_CALLS:
-            for one in work:
-                one.close()
             raise Overloaded(f"{self._calls} appends are on their way to NATS: send more slowly")
         self._calls += 1
         self._bytes += size
         self._idle.clear()
+
+    def _leave(self, size: int) -> None:
+        self._calls -= 1
+        self._bytes -= size
+        if not self._calls:
+            self._idle.set()
+
+    async def _counted(self, size: int, work: Sequence[Work]) -> None:
+        try:
+            self._enter(size)
+        except Overloaded:
+            for one in work:
+                one.close()
+            raise
         try:
             if len(work) == 1:
                 await work[0]
             elif work:
                 await _all(work)
         finally:
-            self._calls -= 1
-            self._bytes -= size
-            if not self._calls:
-                self._idle.set()
+            self._leave(size)
 
     def _message(self, partition: int, key: str | None, values: Sequence[bytes], after: int | None) -> Message:
         self._made += 1
-        subject = self._names.subject(partition, key)
+        subject = f"{self._root}.{partition}.{token_of(key)}"
         message = Message(partition, subject, values, f"{self._prefix}-{self._made:x}", after)
         limit = self._link.client.max_payload
-        if limit and size_of(message.payload, message.headers) > limit:
+        if len(message.payload) + OVERHEAD > limit and size_of(message.payload, message.headers) > limit:
             raise TooLarge(
                 f"an append of {size_of(message.payload, message.headers)} bytes with its headers, the server's "
                 f"max_payload is {limit}", remedy="send less"

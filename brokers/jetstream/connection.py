@@ -5,8 +5,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import re
+import time
+from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 from nats.aio.client import Client
@@ -21,14 +24,18 @@ log = logging.getLogger("refold.nats")
 CONNECT = 5.0
 ANSWER = 5.0
 """Seconds to wait for a connection, and for the answer to one request."""
+SOON, PATIENCE = 2.0, 10.0
+"""Seconds after which a question is asked again, and after which it is no more."""
 PENDING = 8 * 1024 * 1024
 STATUS = "Status"
 FULL = {10023, 10047, 10077, 10002, 10028}
 """Error codes of JetStream that say there is no space: memory, storage, `max_bytes`, the account's limits."""
+FORBIDDEN = re.compile(r'permissions violation for publish to "([^"]*)"', re.IGNORECASE)
 WRONG_LAST, WRONG_LAST_BUSY, LAST_UNAVAILABLE = 10071, 10164, 10163
 NO_STREAM, NO_MESSAGE, STREAM_EXISTS, DUPLICATE_IN_BATCH = 10059, 10037, 10058, 10201
 
 
+T = TypeVar("T")
 Headers = dict[str, str] | None
 
 
@@ -64,8 +71,13 @@ class Link:
         self._inbox = ""
         self._count = 0
         self._waiting: dict[str, asyncio.Future[Msg]] = {}
-        self._collecting: dict[str, asyncio.Queue[Msg | None]] = {}
+        self._due: deque[tuple[float, asyncio.Future[Msg]]] = deque()
+        self._timer: asyncio.TimerHandle | None = None
+        self._collecting: dict[str, asyncio.Queue[Msg | Exception]] = {}
+        self._subjects: dict[str, str] = {}
         self._up = asyncio.Event()
+        self.watchers: set[asyncio.Event] = set()
+        """Set when the connection has broken or is there again."""
 
     async def open(self) -> None:
         """Connect. Raises BrokerUnavailable; ConfigError where the servers do not let this client in."""
@@ -75,6 +87,7 @@ class Link:
                 await self.client.connect(
                     **options, name="refold", max_reconnect_attempts=-1, reconnect_time_wait=1, connect_timeout=2,
                     ping_interval=10, max_outstanding_pings=2, pending_size=PENDING, drain_timeout=5,
+                    skip_subject_validation=True,  # each is made of tokens that are safe (`names.token_of`)
                     error_cb=self._errs, disconnected_cb=self._falls, reconnected_cb=self._rises,
                     closed_cb=self._falls,
                 )  # fmt: skip
@@ -101,6 +114,8 @@ class Link:
     async def close(self) -> None:
         """Let the connection go; what was published is sent first, as far as there is somebody to send it to."""
         client = self.client
+        if self._timer is not None:
+            self._timer.cancel()
         with contextlib.suppress(Exception):
             if client.is_connected:
                 await client.flush(timeout=2)
@@ -109,7 +124,23 @@ class Link:
 
     async def _errs(self, error: Exception) -> None:
         self._problem = str(error) or type(error).__name__
+        found = FORBIDDEN.search(self._problem)
+        if found is not None:
+            self._forbidden(found[1])
         log.debug("connection to %s: %s", ", ".join(self.address.servers), self._problem)
+
+    def _forbidden(self, subject: str) -> None:
+        """The servers give no answer to what a user may not ask: tell who waits for it."""
+        refused = ConfigError(
+            f"this user of {', '.join(self.address.servers)} may not publish to {subject}: `refold broker plan URL` "
+            "prints the streams and the permissions that an administrator has to make"
+        )
+        for token in [t for t, asked in self._subjects.items() if asked.lower() == subject.lower()]:
+            future = self._waiting.get(token)
+            if future is not None and not future.done():
+                future.set_exception(refused)
+            if token in self._collecting:
+                self._collecting[token].put_nowait(refused)
 
     async def _falls(self) -> None:
         self._up.clear()
@@ -117,11 +148,15 @@ class Link:
             if not future.done():
                 future.set_exception(BrokerUnavailable("the connection to NATS broke"))
         for queue in list(self._collecting.values()):
-            queue.put_nowait(None)
+            queue.put_nowait(BrokerUnavailable("the connection to NATS broke"))
+        for watcher in self.watchers:
+            watcher.set()
 
     async def _rises(self) -> None:
         self.reconnects += 1
         self._up.set()
+        for watcher in self.watchers:
+            watcher.set()
 
     async def connected(self, within: float) -> None:
         """Wait until there is a connection. Raises BrokerUnavailable."""
@@ -148,8 +183,18 @@ class Link:
         if future is not None and not future.done():
             future.set_result(msg)
 
+    def _expire(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Give up what has no answer; one timer for all, since each message on its way would need one."""
+        now = loop.time()
+        while self._due and (self._due[0][0] <= now or self._due[0][1].done()):
+            _, future = self._due.popleft()
+            if not future.done():
+                future.set_exception(BrokerUnavailable(f"no answer within {ANSWER:g} s"))
+        self._timer = loop.call_at(max(self._due[0][0], now + 0.1), self._expire, loop) if self._due else None
+
     def _forget(self, token: str, done: asyncio.Future[Msg]) -> None:
         self._waiting.pop(token, None)
+        self._subjects.pop(token, None)
         if not done.cancelled():
             done.exception()  # nobody may be waiting any more
 
@@ -169,9 +214,14 @@ class Link:
             raise BrokerUnavailable(f"{', '.join(self.address.servers)}: {error or type(error).__name__}") from error
 
     async def ask(self, subject: str, payload: bytes = b"", headers: Headers = None) -> asyncio.Future[Msg]:
-        """Send a message, and return the future of its answer."""
+        """Send a message, and return the future of its answer: BrokerUnavailable where none came within `ANSWER`."""
         token = self._reply()
-        future = self._waiting[token] = asyncio.get_running_loop().create_future()
+        loop = asyncio.get_running_loop()
+        future = self._waiting[token] = loop.create_future()
+        self._due.append((loop.time() + ANSWER, future))
+        if self._timer is None:
+            self._timer = loop.call_later(ANSWER, self._expire, loop)
+        self._subjects[token] = subject
         future.add_done_callback(lambda done: self._forget(token, done))
         try:
             await self.publish(subject, payload, headers, f"{self._inbox}.{token}")
@@ -186,33 +236,55 @@ class Link:
 
     async def answer(self, future: asyncio.Future[Msg], subject: str, within: float = ANSWER) -> Msg:
         """Wait for an answer. Raises BrokerUnavailable."""
-        try:
-            async with asyncio.timeout(within):
-                msg = await future
-        except TimeoutError:
-            raise BrokerUnavailable(f"no answer from {subject} within {within:g} s") from None
+        if within >= ANSWER:
+            msg = await future
+        else:
+            try:
+                async with asyncio.timeout(within):
+                    msg = await future
+            except TimeoutError:
+                raise BrokerUnavailable(f"no answer from {subject} within {within:g} s") from None
         if status(msg) == "503":
             raise BrokerUnavailable(f"nobody answers at {subject}: no such stream, or no leader, or JetStream is off")
         return msg
 
-    async def api(self, name: str, body: Mapping[str, object] | None = None) -> dict[str, Any]:
-        """Ask JetStream's API. Raises Refused, BrokerUnavailable."""
-        msg = await self.request(f"$JS.API.{name}", msgspec.json.encode(body) if body else b"")
+    async def look(self, question: Callable[[float], Awaitable[T]]) -> T:
+        """Return the answer to a question that changes nothing, asked again until there is one: a stream without a
+        leader, as after its creation or a death, is silent. Raises BrokerUnavailable after `PATIENCE` seconds."""
+        until = time.monotonic() + PATIENCE
+        while True:
+            try:
+                return await question(SOON)
+            except BrokerUnavailable as error:
+                if type(error) is not BrokerUnavailable or time.monotonic() > until:
+                    raise
+            await self.connected(max(0.01, until - time.monotonic()))
+            await asyncio.sleep(0.02)
+
+    async def asked(self, name: str, body: Mapping[str, object] | None = None) -> dict[str, Any]:
+        """Ask JetStream's API something that changes nothing. Raises Refused, BrokerUnavailable."""
+        return await self.look(lambda within: self.api(name, body, within))
+
+    async def api(self, name: str, body: Mapping[str, object] | None = None, within: float = ANSWER) -> dict[str, Any]:
+        """Ask JetStream's API once. Raises Refused, BrokerUnavailable."""
+        subject = f"$JS.API.{name}"
+        msg = await self.answer(await self.ask(subject, msgspec.json.encode(body) if body else b""), subject, within)
         answer: dict[str, Any] = msgspec.json.decode(msg.data)
         if "error" in answer:
             raise Refused(answer["error"].get("err_code", 0), answer["error"].get("description", ""))
         return answer
 
     @contextlib.asynccontextmanager
-    async def collect(self, subject: str, body: Mapping[str, object]) -> AsyncIterator[asyncio.Queue[Msg | None]]:
-        """Ask for several messages; a None among them says that the connection broke."""
+    async def collect(self, subject: str, body: Mapping[str, object]) -> AsyncIterator[asyncio.Queue[Msg | Exception]]:
+        """Ask for several messages; an error among them is the last."""
         token = self._reply()
         queue = self._collecting[token] = asyncio.Queue()
+        self._subjects[token] = subject
         try:
             await self.publish(subject, msgspec.json.encode(body), None, f"{self._inbox}.{token}")
             yield queue
         finally:
-            del self._collecting[token]
+            del self._collecting[token], self._subjects[token]
 
     async def listen(self, subject: str, heard: Callable[[Msg], Awaitable[None]]) -> Any:
         """Hear what is published to a subject from now on; return what is to be unsubscribed."""

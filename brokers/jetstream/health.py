@@ -89,7 +89,7 @@ def _sync(address: Address, opened: Opened) -> Check:
 
 
 async def _account(link: Link) -> list[Check]:
-    found = await link.api("INFO")
+    found = await link.asked("INFO")
     limits = found.get("limits") or {}
     limit, used = limits.get("max_storage", -1), found.get("storage", 0)
     if limit is None or limit <= 0:

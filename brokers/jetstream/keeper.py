@@ -140,8 +140,8 @@ class Keeper:
         while not self._stopping:
             try:
                 await self._turn()
-            except RefoldError as error:
-                log.warning("the leases of %s could not be kept: %s", self.member, error)
+            except (RefoldError, TimeoutError) as error:
+                log.warning("the leases of %s could not be kept: %s", self.member, error or "no answer in time")
             except Exception:
                 log.exception("the leases of %s could not be kept", self.member)
             with contextlib.suppress(TimeoutError):
@@ -161,7 +161,8 @@ class Keeper:
         if now - self.renewed >= self.lease / 4:
             await self._renew()
             self.renewed = now
-        await self._look()
+        async with asyncio.timeout(max(0.5, self.lease / 4)):  # a stream that is silent must not keep it from renewing
+            await self._look()
 
     async def _enter(self, again: bool = False) -> None:
         """Write the message. One of the same name that cannot be seen from here is let be: it may be dead."""
@@ -188,7 +189,8 @@ class Keeper:
 
     async def _renew(self) -> None:
         """Say that this member lives. Where others have taken it for dead, all is lost, and it joins anew."""
-        revision = await leases.put(self._link, self._subject, self._row(), self._revision)
+        soon = max(0.5, self.lease / 4)  # there must be time for a second try
+        revision = await leases.put(self._link, self._subject, self._row(), self._revision, within=soon)
         if revision is None:
             revision = await self._own_revision()  # an answer that was lost, or somebody else's doing
         if revision:

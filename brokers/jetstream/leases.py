@@ -12,7 +12,7 @@ from nats.aio.msg import Msg
 
 from ...bus.errors import BrokerUnavailable
 from ..shares import Lease, Peer, View
-from .connection import LAST_UNAVAILABLE, WRONG_LAST, WRONG_LAST_BUSY, Link, Refused, accepted
+from .connection import ANSWER, LAST_UNAVAILABLE, WRONG_LAST, WRONG_LAST_BUSY, Link, Refused, accepted
 from .frames import EXPECTED, MSG_ID
 from .names import Names, key_of
 from .reading import SEQUENCE, SUBJECT, Reader
@@ -71,12 +71,13 @@ def is_gone(msg: Msg) -> bool:
 
 
 async def put(
-    link: Link, subject: str, value: bytes, expected: int, headers: Mapping[str, str] | None = None
-) -> int | None:
+    link: Link, subject: str, value: bytes, expected: int, headers: Mapping[str, str] | None = None,
+    within: float = ANSWER,
+) -> int | None:  # fmt: skip
     """Replace a message by CAS; return the new revision, None where another was faster. Raises BrokerUnavailable."""
     said = {**(headers or {}), EXPECTED: str(expected), MSG_ID: os.urandom(12).hex()}
     try:
-        return accepted(await link.request(subject, value, said)).seq
+        return accepted(await link.answer(await link.ask(subject, value, said), subject, within)).seq
     except Refused as error:
         if error.code in (WRONG_LAST, WRONG_LAST_BUSY):
             return None

@@ -14,15 +14,13 @@ from nats.aio.msg import Msg
 
 from ...bus.broker import At, Page, Stored
 from ...bus.errors import BrokerUnavailable, LogMissing, LogTruncated
-from .connection import ANSWER, NO_MESSAGE, NO_STREAM, Link, Refused, status
+from .connection import NO_MESSAGE, NO_STREAM, PATIENCE, Link, Refused, status
 from .frames import unpacked
 from .names import Names, key_of, last_position, sequence_of
 
 PAGE_BYTES = 8 * 1024 * 1024
 SEQUENCE, SUBJECT, TIME = "Nats-Sequence", "Nats-Subject", "Nats-Time-Stamp"
 BEFORE, LEFT = "Nats-Last-Sequence", "Nats-Num-Pending"
-PATIENCE = 10.0
-"""Seconds within which an answer must cover what was acknowledged: a replica may lag behind."""
 
 
 class Got(NamedTuple):
@@ -51,19 +49,24 @@ def written(time: float) -> str:
 
 
 async def get(link: Link, stream: str, body: Mapping[str, object]) -> Got:
-    """Return the messages that a direct get finds. Raises BrokerUnavailable, also where some were lost on the way."""
+    """Return the messages that a direct get finds. Raises BrokerUnavailable."""
+    return await link.look(lambda within: _get(link, stream, body, within))
+
+
+async def _get(link: Link, stream: str, body: Mapping[str, object], within: float) -> Got:
+    """Ask once. Raises BrokerUnavailable, also where a message was lost on its way."""
     subject = f"$JS.API.DIRECT.GET.{stream}"
     out: list[Msg] = []
     before = 0
     async with link.collect(subject, body) as queue:
         while True:
             try:
-                async with asyncio.timeout(ANSWER):
+                async with asyncio.timeout(within):
                     msg = await queue.get()
             except TimeoutError:
-                raise BrokerUnavailable(f"no answer from {subject} within {ANSWER:g} s") from None
-            if msg is None:
-                raise BrokerUnavailable("the connection to NATS broke")
+                raise BrokerUnavailable(f"no answer from {subject} within {within:g} s") from None
+            if isinstance(msg, Exception):
+                raise msg
             headers = msg.headers or {}
             said = status(msg)
             if said is None:
@@ -98,7 +101,7 @@ class Reader:
     async def state(self, stream: str) -> dict[str, Any]:
         """Return the state of a stream, as its leader has it. Raises LogMissing."""
         try:
-            found: dict[str, Any] = await self._link.api(f"STREAM.INFO.{stream}")
+            found: dict[str, Any] = await self._link.asked(f"STREAM.INFO.{stream}")
         except Refused as error:
             if error.code == NO_STREAM:
                 raise LogMissing(f"the stream {stream} is gone") from error
@@ -108,7 +111,7 @@ class Reader:
     async def leaders(self, stream: str, body: Mapping[str, object]) -> dict[str, Any] | None:
         """Return one message as the stream's leader has it; None where there is none."""
         try:
-            found: dict[str, Any] = (await self._link.api(f"STREAM.MSG.GET.{stream}", body))["message"]
+            found: dict[str, Any] = (await self._link.asked(f"STREAM.MSG.GET.{stream}", body))["message"]
         except Refused as error:
             if error.code == NO_MESSAGE:
                 return None

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Mapping
 from typing import Any
 
 from ...bus.broker import RULES, LogMeta, LogSpec
+from ...bus.clock import Clock
 from ...bus.errors import BrokerUnavailable, ConfigError, LogCorrupt, LogMismatch, LogMissing, RulesTooNew
 from ...bus.message import new_id
 from .address import Address
@@ -143,7 +143,7 @@ class Opened:
 async def info(link: Link, stream: str) -> dict[str, Any] | None:
     """Return what the server says of a stream; None where there is none."""
     try:
-        return await link.api(f"STREAM.INFO.{stream}")
+        return await link.asked(f"STREAM.INFO.{stream}")
     except Refused as error:
         if error.code == NO_STREAM:
             return None
@@ -204,7 +204,7 @@ def _verify_spec(meta: LogMeta, address: Address, spec: LogSpec, where: str) -> 
 
 async def _create_control(link: Link, address: Address, spec: LogSpec) -> dict[str, Any]:
     """Make the control stream, unless another has just made it: who makes it decides the log's id."""
-    meta = new_meta(spec, address.partitions, time.time())
+    meta = new_meta(spec, address.partitions, Clock().now())
     names = Names(address.namespace, meta.log_id)
     await _create(link, config_of_control(names, address.replicas or 1, meta))
     found = await info(link, names.control)
@@ -248,7 +248,7 @@ async def _open_streams(
 
 async def _is_complete(link: Link, names: Names) -> bool:
     try:
-        await link.api(f"STREAM.MSG.GET.{names.control}", {"last_by_subj": f"{names.root}.control.made"})
+        await link.asked(f"STREAM.MSG.GET.{names.control}", {"last_by_subj": f"{names.root}.control.made"})
     except Refused as error:
         if error.code in (NO_MESSAGE, NO_STREAM):
             return False

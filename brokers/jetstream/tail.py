@@ -62,6 +62,7 @@ class Tail:
 
     async def run(self, news: Callable[[], None]) -> None:
         """Follow the stream until cancelled. What cannot be mended is left in `problem`."""
+        self._link.watchers.add(self._heard)
         try:
             while True:
                 try:
@@ -73,6 +74,8 @@ class Tail:
         except RefoldError as error:
             self.problem = error
             news()
+        finally:
+            self._link.watchers.discard(self._heard)
 
     async def _follow(self, news: Callable[[], None]) -> None:
         """Make a consumer and read until it is of no use any more."""
