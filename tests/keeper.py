@@ -9,6 +9,9 @@ import asyncio
 import json
 import sys
 import tempfile
+from contextlib import AsyncExitStack, ExitStack
+
+import containers
 
 from refold.brokers.servers import kafka_server, nats_server
 from refold.bus.errors import RefoldError
@@ -45,16 +48,23 @@ class Users:
 
 
 async def keep(kind: str, place: str, fetch: bool) -> None:
-    with tempfile.TemporaryDirectory(dir=place, prefix=f"{kind}-") as folder:
-        async with nats_server(folder) if kind == "nats" else kafka_server(folder, fetch=fetch) as server:
-            users = Users()
-            door = await asyncio.start_server(users.met, "127.0.0.1", 0)
-            port = door.sockets[0].getsockname()[1]
-            say(port=port, address=server.bootstrap, version=server.version, how="a process of this machine")
-            async with asyncio.timeout(PATIENCE):
-                await users.first.wait()
-            await users.nobody.wait()
-            door.close()
+    async with AsyncExitStack() as stack:
+        if containers.available():
+            held = stack.enter_context(ExitStack())
+            address, version = containers.start(kind, held)
+            how = "a container"
+        else:
+            folder = stack.enter_context(tempfile.TemporaryDirectory(dir=place, prefix=f"{kind}-"))
+            starting = nats_server(folder) if kind == "nats" else kafka_server(folder, fetch=fetch)
+            server = await stack.enter_async_context(starting)
+            address, version, how = server.bootstrap, server.version, "a process of this machine"
+        users = Users()
+        door = await asyncio.start_server(users.met, "127.0.0.1", 0)
+        say(port=door.sockets[0].getsockname()[1], address=address, version=version, how=how)
+        async with asyncio.timeout(PATIENCE):
+            await users.first.wait()
+        await users.nobody.wait()
+        door.close()
 
 
 if __name__ == "__main__":

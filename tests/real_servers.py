@@ -2,8 +2,9 @@
 
 `nats_address`, `kafka_address`: host:port of a server that the whole run shares; a test takes a namespace of its own.
 `own_nats`, `own_kafka`: `nats_server` and `kafka_server`, for a test that stops, kills or configures its servers.
-An address in REFOLD_TEST_NATS or REFOLD_TEST_KAFKA comes first, then a process of this machine. A test without its
-server is skipped, and the last lines say so; with REFOLD_DEMAND_BROKERS=1 it fails.
+An address in REFOLD_TEST_NATS or REFOLD_TEST_KAFKA comes first, then a container (where Docker runs and testcontainers
+is installed), then a process of this machine. A test without its server is skipped, and the last lines say so; with
+REFOLD_DEMAND_BROKERS=1 it fails.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import containers
 import pytest
 
 from refold.brokers.servers import kafka_server, nats_server
@@ -169,6 +171,8 @@ def pytest_report_header() -> list[str]:
 def _expected(kind: str) -> str:
     if given := os.environ.get(f"REFOLD_TEST_{kind.upper()}"):
         return f"at {given}"
+    if containers.available():
+        return "in a container"
     try:
         if kind == "nats":
             return nats_version(nats_binary())
