@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import random
 import ssl
 from collections.abc import Iterator, Mapping, Sequence
@@ -27,6 +28,9 @@ from aiokafka.protocol.types import (  # type: ignore[import-untyped]
 from aiokafka.record.default_records import DefaultRecordBatchBuilder  # type: ignore[import-untyped]
 from aiokafka.record.memory_records import MemoryRecords  # type: ignore[import-untyped]
 from aiokafka.structs import TopicPartition as _Place  # type: ignore[import-untyped]
+
+if logging.getLogger("aiokafka").level == logging.NOTSET:
+    logging.getLogger("aiokafka").setLevel(logging.CRITICAL)  # each failure is raised to somebody, who says it once
 
 EARLIEST, LATEST = -2, -1
 """Times that `list_offsets` takes for the two ends."""
@@ -102,6 +106,11 @@ class Part(NamedTuple):
     end: int
     next: int
     records: list[Raw]
+
+
+def nodes(client: Any) -> list[int]:
+    """Return the nodes of the cluster."""
+    return [broker.nodeId for broker in client.cluster.brokers()]
 
 
 def leader(client: Any, topic: str, partition: int) -> int | None:
