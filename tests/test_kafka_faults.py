@@ -98,6 +98,7 @@ def test_nothing_acknowledged_is_lost_or_doubled_when_the_broker_is_killed_under
     asyncio.run(main())
 
 
+@pytest.mark.skipif(not THOROUGH, reason="a server of its own, restarted: make test-all")
 @pytest.mark.timeout(120)
 def test_a_worker_survives_the_restart_of_the_broker_and_goes_on(own_kafka, tmp_path):
     agent = Agent("a")

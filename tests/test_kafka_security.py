@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
+import os
 import shutil
 import subprocess
 import time
@@ -92,6 +93,7 @@ async def works(url: str, environment: dict[str, str] | None = None, patience: f
             assert await sub.fetch(max_wait=5)
 
 
+@pytest.mark.skipif(os.environ.get("REFOLD_TESTS") != "thorough", reason="a server of its own: make test-all")
 @pytest.mark.skipif(shutil.which("openssl") is None, reason="no openssl to make certificates with")
 @pytest.mark.timeout(120)
 def test_every_way_in_that_kafka_demands(own_kafka, tmp_path):
