@@ -29,9 +29,8 @@ class Parcel:
 
     __slots__ = ("done", "records", "size")
 
-    def __init__(self, records: Sequence[Pair], done: asyncio.Future[int]) -> None:
-        self.records, self.done = records, done
-        self.size = sum(len(k or b"") + len(v or b"") + OVERHEAD for k, v in records)
+    def __init__(self, records: Sequence[Pair], size: int, done: asyncio.Future[int]) -> None:
+        self.records, self.size, self.done = records, size, done
 
 
 class Batch:
@@ -76,10 +75,18 @@ class Outbox:
         self._producer: tuple[int, int] = NO_PRODUCER
         self._looking = asyncio.Lock()
 
-    def put(self, topic: str, partition: int, records: Sequence[Pair]) -> asyncio.Future[int]:
-        """Queue an append; the future has the offset of its first record. Raises TooLarge, Overloaded."""
-        loop = asyncio.get_running_loop()
-        parcel = Parcel(records, loop.create_future())
+    def put(
+        self, topic: str, partition: int, records: Sequence[Pair], size: int | None = None
+    ) -> asyncio.Future[int]:
+        """Queue an append; the future has the offset of its first record (of none: any number). `size`: bytes of the
+        values, where it is known. Raises TooLarge, Overloaded."""
+        done: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        if not records:
+            done.set_result(0)
+            return done
+        if size is None:
+            size = sum(len(value or b"") for _, value in records)
+        parcel = Parcel(records, size + sum([len(key or b"") + OVERHEAD for key, _ in records]), done)
         if self._closed:
             raise BrokerUnavailable("the connection to Kafka is closed")
         if parcel.size > self.limits.get(topic, BATCH):
@@ -87,10 +94,12 @@ class Outbox:
         if self._queued > MAX_QUEUE:
             raise Overloaded(f"{self._queued >> 20} MiB wait to be appended to Kafka: send more slowly")
         self._queued += parcel.size
-        self._channels[topic, partition].queue.append(parcel)
-        self._active.add((topic, partition))
-        self._later()
-        return parcel.done
+        place = (topic, partition)
+        self._channels[place].queue.append(parcel)
+        self._active.add(place)
+        if not self._called:
+            self._later()
+        return done
 
     async def append(self, topic: str, partition: int, records: Sequence[Pair]) -> int:
         """Append records; return the offset of the first. Cancelled: it may happen all the same."""
