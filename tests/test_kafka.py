@@ -550,3 +550,17 @@ def test_a_lost_member_hears_of_it_though_its_own_beat_comes_late(go, kafka_addr
                     assert {e.partition: e.epoch for e in lost} == epochs
 
     go(main())
+
+
+def test_health_says_what_is_wrong_rather_than_raising(go, kafka_address):
+    async def main():
+        for connect, why in (
+            (new_log(kafka_address), "there is no log"),
+            (new_log("127.0.0.1:1", patience=0.5), "the cluster cannot be asked"),
+        ):
+            async with connect() as broker:
+                health = await broker.health()
+                assert (health.ok, health.why, len(health.checks)) == (False, why, 1)
+                assert health.checks[0][3]
+
+    go(main())

@@ -88,12 +88,14 @@ async def reach(load: Load, more: int) -> None:
 @pytest.mark.timeout(120)
 def test_nothing_acknowledged_is_lost_or_doubled_when_the_broker_is_killed_under_load(own_kafka, tmp_path):
     async def main():
-        async with own_kafka(tmp_path, properties=SOON) as server, under_load(new_log(server.bootstrap, patience=30.0), 2) as load:
-            for _ in range(4 if THOROUGH else 1):
-                await reach(load, 300)
-                server.nodes[0].kill()
-                await server.nodes[0].restart()
-                await reach(load, 300)
+        async with own_kafka(tmp_path, properties=SOON) as server:
+            connect = new_log(server.bootstrap, patience=30.0)
+            async with under_load(connect, 2) as load:
+                for _ in range(4 if THOROUGH else 1):
+                    await reach(load, 300)
+                    server.nodes[0].kill()
+                    await server.nodes[0].restart()
+                    await reach(load, 300)
 
     asyncio.run(main())
 

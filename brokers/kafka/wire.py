@@ -298,8 +298,12 @@ def topics_of(answer: Any) -> dict[str, Topic]:
     }
 
 
-async def release(client: Any) -> str:
-    """Return which protocol the brokers speak at most: they do not tell their release."""
-    answer = await client.send(client.get_random_node(), admin.ApiVersionRequest())
+def versions_request() -> Any:
+    """Ask which requests a node knows."""
+    return admin.ApiVersionRequest()
+
+
+def release(answer: Any) -> str:
+    """Return what can be told of the release: brokers do not say it, but which requests they know."""
     highest = {version[0]: version[2] for version in answer.api_versions}
-    return f"fetch v{highest.get(1)}, produce v{highest.get(0)}"
+    return f"protocol: fetch v{highest.get(1)}, produce v{highest.get(0)}"
