@@ -20,6 +20,7 @@ from refold.brokers.kafka.checkpoints import Fenced, Save
 from refold.brokers.kafka.link import Again
 from refold.bus.broker import Appended, Assigned, Batch, Item, LogSpec, Lost, Outgoing
 from refold.bus.errors import BrokerUnavailable, LogMismatch, LogTruncated, TooLarge
+from refold.bus.partition import partition_of
 
 TWO = LogSpec(partitions=2)
 
@@ -453,8 +454,14 @@ def test_a_log_that_was_deleted_and_made_again_is_refused(go, kafka_address):
         connect = new_log(kafka_address)
         async with contextlib.AsyncExitStack() as stack:
             broker = await opened(stack, connect)
-            await broker.append([item("k", "a")])
+            home = partition_of("k", 2)
+            await broker.append([item("k", "a", partition=home)])
+            assert len((await broker.read_workflow("k")).records) == 1
             await recreated(broker, kafka_address)
+            with pytest.raises(LogTruncated, match="holds no record at 1"):
+                await broker.read_at(home, [1])
+            with pytest.raises(LogTruncated, match="ends before position 2"):
+                await broker.read_workflow("k")
             with pytest.raises(LogMismatch, match="was deleted and made again"):
                 await (await stack.enter_async_context(connect())).ensure_log()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import time
 from collections import defaultdict, deque
 from collections.abc import Coroutine, Sequence
@@ -12,6 +13,8 @@ from typing import Any
 from ...bus.errors import BrokerUnavailable, ConfigError, Overloaded, RefoldError, TooLarge
 from . import wire
 from .link import LONGEST_PAUSE, PAUSE, PRODUCE, REQUEST, Link
+
+log = logging.getLogger("refold.kafka")
 
 Place = tuple[str, int]
 Pair = tuple[bytes | None, bytes | None]
@@ -161,6 +164,11 @@ class Outbox:
             batches = await self._load(places)
             if batches:
                 await self._send(node, lane, batches)
+        except Exception as error:  # a bug of this file, or an answer that is none: nobody waits for ever
+            log.exception("appending to %s", places)
+            for place in places:
+                self._forget(self._channels[place])
+                self._refuse(self._channels[place], self._unknown(f"{type(error).__name__} {error}"))
         finally:
             self._busy.discard((node, lane))
             for place in places:

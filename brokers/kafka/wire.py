@@ -163,13 +163,28 @@ def _unpack(
 ) -> tuple[list[Raw], int]:
     if not data:
         return [], start
-    tp = _Place(topic, partition)
-    unpacked = PartitionRecords(tp, MemoryRecords(data), aborted, start, None, None, True, isolation)
     try:
+        if not isolation:
+            return _unpack_all(MemoryRecords(data), start)
+        place = _Place(topic, partition)
+        unpacked = PartitionRecords(place, MemoryRecords(data), aborted, start, None, None, True, isolation)
         records = [Raw(r.offset, r.timestamp, r.key, r.value) for r in unpacked]
     except errors.CorruptRecordException as error:
-        raise ValueError(str(error)) from error
+        raise ValueError(f"partition {partition} of {topic}: {error}") from error
     return records, unpacked.next_fetch_offset
+
+
+def _unpack_all(batches: Any, start: int) -> tuple[list[Raw], int]:
+    """Unpack whatever is there, but for the marks of transactions."""
+    out, following = list[Raw](), start
+    while batches.has_next():
+        batch = batches.next_batch()
+        if not batch.validate_crc():
+            raise ValueError(f"a batch behind offset {following - 1}")
+        if not batch.is_control_batch:
+            out += [Raw(r.offset, r.timestamp, r.key, r.value) for r in batch if r.offset >= start]
+        following = max(following, batch.next_offset)
+    return out, following
 
 
 def produce_request(parts: Mapping[tuple[str, int], bytes], wait_ms: int, transaction_id: str | None = None) -> Any:
