@@ -14,7 +14,7 @@ from kafka_logs import new_log
 
 from refold import Agent, Context, MessageBus
 from refold.agents.worker import Worker
-from refold.brokers.kafka import wire
+from refold.brokers.kafka import topics, wire
 from refold.brokers.kafka.broker import KafkaBroker
 from refold.brokers.kafka.checkpoints import Fenced, Save
 from refold.brokers.kafka.link import Again
@@ -445,8 +445,9 @@ async def recreated(broker: KafkaBroker, address: str) -> None:
             settings = {"retention.ms": "-1", "message.timestamp.type": "LogAppendTime", "max.message.bytes": "1152000"}
             answer = await client.create_topics([NewTopic(broker.names.log, 2, 1, topic_configs=settings)])
             if answer.topic_errors[0][1] == 0:
-                return
+                break
             await asyncio.sleep(0.05)
+    await topics.led(broker.link, [broker.names.log])
 
 
 def test_a_log_that_was_deleted_and_made_again_is_refused(go, kafka_address):
