@@ -80,8 +80,12 @@ class Link:
             await client.close()
 
     async def look(self) -> None:
-        """Ask again who leads what."""
-        await self._up().force_metadata_update()
+        """Ask again who leads what. Raises Again where nobody answers in time, or the link is closed meanwhile."""
+        try:
+            async with asyncio.timeout(REQUEST):
+                await self._up().force_metadata_update()
+        except TimeoutError as error:
+            raise Again("no node of the cluster answers") from error
 
     async def rest(self) -> None:
         """Wait a moment before something is tried again, longer each time until something is answered."""
@@ -123,7 +127,8 @@ class Link:
                     raise BrokerUnavailable(str(error)) from error
             await asyncio.sleep(pause)
             pause = min(2 * pause, LONGEST_PAUSE)
-            await self.look()
+            with contextlib.suppress(BrokerUnavailable):
+                await self.look()
 
     def judge(self, code: int, what: str) -> None:
         """Raise what an error code means."""

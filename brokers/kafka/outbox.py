@@ -124,6 +124,9 @@ class Outbox:
                 await asyncio.wait(self._tasks, timeout=PAUSE)
             else:
                 await asyncio.sleep(PAUSE)
+        for task in self._tasks:  # that only look who leads what
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
 
     # ---- sending -----------------------------------------------------------------------------------------------------
     def _later(self, delay: float = 0.0) -> None:

@@ -94,6 +94,10 @@ class Log:
         if wanted[0] - 1 < begin or wanted[-1] - 1 >= end:
             gone = next(p for p in wanted if not begin < p <= end)
             raise LogTruncated(f"partition {partition} of {self.topic} holds no record at {gone}")
+        return await self._at(partition, wanted)
+
+    async def _at(self, partition: int, wanted: list[int]) -> list[Stored]:
+        """Return the records at ascending positions that were there a moment ago."""
         several = asyncio.Semaphore(AT_ONCE)
 
         async def some(run: list[int]) -> list[Stored]:
@@ -128,7 +132,7 @@ class Log:
             index = self._indexes[partition] = Index(self, partition)
         await index.catch_up()
         positions = index.positions(correlation_id, after)
-        records = await self.at(partition, positions[:limit])
+        records = await self._at(partition, positions[:limit]) if positions else []
         records = [r for r in records if r.key in (None, correlation_id)]  # two keys may have one hash
         return Page(records, positions[limit - 1] if len(positions) > limit else None)
 
@@ -156,13 +160,12 @@ class Index:
 
     async def catch_up(self) -> None:
         """Know all that was acknowledged before. One scan serves all that ask at once."""
-        begin, end = await self.log.bounds(self.partition)
+        (end,) = (await self.log.link.offsets(self.log.topic, [self.partition])).values()
         if self.next > end:
             await self.log.after_loss(self.partition, self.next)
         if self.next >= end:
             return
         async with self._lock:
-            self.next = max(self.next, begin)
             while self.next < end:
                 part = await self.log._part(self.partition, self.next, 4 * LARGE)
                 if part is None:

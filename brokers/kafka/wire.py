@@ -29,6 +29,8 @@ from aiokafka.record.default_records import DefaultRecordBatchBuilder  # type: i
 from aiokafka.record.memory_records import MemoryRecords  # type: ignore[import-untyped]
 from aiokafka.structs import TopicPartition as _Place  # type: ignore[import-untyped]
 
+log = logging.getLogger("refold.kafka")
+
 if logging.getLogger("aiokafka").level == logging.NOTSET:
     logging.getLogger("aiokafka").setLevel(logging.CRITICAL)  # each failure is raised to somebody, who says it once
 
@@ -67,7 +69,8 @@ class Client(AIOKafkaClient):  # type: ignore[misc]
         for node in nodes:
             try:
                 answer = await self.send(node, request)
-            except NETWORK:
+            except Exception as error:  # noqa: BLE001 - raised, it would end the task that looks: nobody looked again
+                log.debug("node %s does not say who leads what: %r", node, error)
                 continue
             if not answer.brokers:
                 return False
