@@ -14,12 +14,13 @@ from kafka_logs import new_log
 
 from refold import Agent, Context, MessageBus
 from refold.agents.worker import Worker
-from refold.brokers.kafka import wire
+from refold.brokers.kafka import topics, wire
 from refold.brokers.kafka.broker import KafkaBroker
 from refold.brokers.kafka.checkpoints import Fenced, Save
 from refold.brokers.kafka.link import Again
 from refold.bus.broker import Appended, Assigned, Batch, Item, LogSpec, Lost, Outgoing
 from refold.bus.errors import BrokerUnavailable, LogMismatch, LogTruncated, TooLarge
+from refold.bus.partition import partition_of
 
 TWO = LogSpec(partitions=2)
 
@@ -444,8 +445,9 @@ async def recreated(broker: KafkaBroker, address: str) -> None:
             settings = {"retention.ms": "-1", "message.timestamp.type": "LogAppendTime", "max.message.bytes": "1152000"}
             answer = await client.create_topics([NewTopic(broker.names.log, 2, 1, topic_configs=settings)])
             if answer.topic_errors[0][1] == 0:
-                return
+                break
             await asyncio.sleep(0.05)
+    await topics.led(broker.link, [broker.names.log])
 
 
 def test_a_log_that_was_deleted_and_made_again_is_refused(go, kafka_address):
@@ -453,8 +455,14 @@ def test_a_log_that_was_deleted_and_made_again_is_refused(go, kafka_address):
         connect = new_log(kafka_address)
         async with contextlib.AsyncExitStack() as stack:
             broker = await opened(stack, connect)
-            await broker.append([item("k", "a")])
+            home = partition_of("k", 2)
+            await broker.append([item("k", "a", partition=home)])
+            assert len((await broker.read_workflow("k")).records) == 1
             await recreated(broker, kafka_address)
+            with pytest.raises(LogTruncated, match="holds no record at 1"):
+                await broker.read_at(home, [1])
+            with pytest.raises(LogTruncated, match="ends before position 2"):
+                await broker.read_workflow("k")
             with pytest.raises(LogMismatch, match="was deleted and made again"):
                 await (await stack.enter_async_context(connect())).ensure_log()
 
@@ -548,5 +556,19 @@ def test_a_lost_member_hears_of_it_though_its_own_beat_comes_late(go, kafka_addr
                     while len(lost) < 2:
                         lost += [e for e in await late.fetch(max_wait=0.1) if isinstance(e, Lost)]
                     assert {e.partition: e.epoch for e in lost} == epochs
+
+    go(main())
+
+
+def test_health_says_what_is_wrong_rather_than_raising(go, kafka_address):
+    async def main():
+        for connect, why in (
+            (new_log(kafka_address), "there is no log"),
+            (new_log("127.0.0.1:1", patience=0.5), "the cluster cannot be asked"),
+        ):
+            async with connect() as broker:
+                health = await broker.health()
+                assert (health.ok, health.why, len(health.checks)) == (False, why, 1)
+                assert health.checks[0][3]
 
     go(main())

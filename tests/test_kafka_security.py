@@ -5,15 +5,19 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
+import os
 import shutil
 import subprocess
 import time
 from pathlib import Path
 
 import pytest
+from aiokafka.protocol.api import Request, RequestStruct, Response
+from aiokafka.protocol.types import Array, Int8, Int16, Int32, Schema, String
 from kafka_logs import new_namespace
 
-from refold.brokers.kafka.address import parse
+from refold.brokers.kafka import plan, wire
+from refold.brokers.kafka.address import Address, parse
 from refold.brokers.kafka.broker import KafkaBroker
 from refold.brokers.servers.jars import java, kafka_jars
 from refold.bus.broker import Appended, Item, LogSpec, Outgoing
@@ -92,6 +96,7 @@ async def works(url: str, environment: dict[str, str] | None = None, patience: f
             assert await sub.fetch(max_wait=5)
 
 
+@pytest.mark.skipif(os.environ.get("REFOLD_TESTS") != "thorough", reason="a server of its own: make test-all")
 @pytest.mark.skipif(shutil.which("openssl") is None, reason="no openssl to make certificates with")
 @pytest.mark.timeout(120)
 def test_every_way_in_that_kafka_demands(own_kafka, tmp_path):
@@ -126,3 +131,98 @@ def test_every_way_in_that_kafka_demands(own_kafka, tmp_path):
                 assert "pa ss" not in str(caught.value)
 
     asyncio.run(main())
+
+
+# ---- rights ----------------------------------------------------------------------------------------------------------
+KINDS = {"topic": 2, "transactional-id": 5}
+OPERATIONS = {"Read": 3, "Write": 4, "Describe": 8, "DescribeConfigs": 10}
+
+
+class AclAnswer(Response):
+    API_KEY, API_VERSION = 30, 1
+    SCHEMA = Schema(("throttle", Int32), ("results", Array(("code", Int16), ("message", String("utf-8")))))
+
+
+class AclQuestion(RequestStruct):
+    API_KEY, API_VERSION, RESPONSE_TYPE = 30, 1, AclAnswer
+    SCHEMA = Schema(
+        ("creations", Array(
+            ("kind", Int8), ("name", String("utf-8")), ("pattern", Int8), ("principal", String("utf-8")),
+            ("host", String("utf-8")), ("operation", Int8), ("permission", Int8))),
+    )  # fmt: skip
+
+
+class CreateAcls(Request[AclQuestion]):
+    API_KEY = 30
+
+    def __init__(self, creations):
+        self._creations = creations
+
+    def build(self, request_struct_class):
+        return request_struct_class(self._creations)
+
+
+async def administrate(address: Address, principal: str) -> None:
+    """Do what the plan says, as an administrator would with Kafka's tools."""
+    client = wire.Client(**address.client())
+    await client.bootstrap()
+    try:
+        node = client.get_random_node()
+        answer = await client.send(node, wire.create_request(plan.topics(address, LogSpec()), 10_000))
+        assert [code for _, code, _ in answer.topic_errors] == [0] * 4
+        creations = [
+            (KINDS[r.kind], r.name, 4 if r.prefixed else 3, principal, "*", OPERATIONS[operation], 3)
+            for r in plan.rights(address) for operation in r.operations
+        ]  # fmt: skip
+        answer = await client.send(node, CreateAcls(creations))
+        assert {code for code, _ in answer.results} == {0}
+    finally:
+        await client.close()
+
+
+async def lets_in(url: str) -> bool:
+    async with KafkaBroker(parse(url, {})) as broker:
+        health = await broker.health()
+        return health.why != "the cluster cannot be asked" and len(health.checks) > 15
+
+
+@pytest.mark.skipif(os.environ.get("REFOLD_TESTS") != "thorough", reason="a server of its own: make test-all")
+@pytest.mark.timeout(120)
+def test_the_rights_of_the_plan_are_enough_and_without_them_the_error_names_the_plan(own_kafka, tmp_path, until):
+    login = f'{LOGIN}.plain.PlainLoginModule required user_root="root" user_me="mine";'
+    strict = {
+        "authorizer.class.name": "org.apache.kafka.metadata.authorizer.StandardAuthorizer",
+        "super.users": "User:root;User:ANONYMOUS",
+        "sasl.enabled.mechanisms": "PLAIN",
+        "listener.name.plain.plain.sasl.jaas.config": login,
+    }
+
+    async def main():
+        async with own_kafka(tmp_path, listeners={"PLAIN": "SASL_PLAINTEXT"}, properties=strict) as server:
+            at, settings = server.addresses["PLAIN"][0], "partitions=1&replication=1"
+            with pytest.raises(ConfigError, match="refold broker plan"):
+                await works(f"kafka://me:mine@{at}/secret?{settings}", patience=5.0)
+            await administrate(parse(f"kafka://root:root@{at}/shared?{settings}", {}), "User:me")
+            shared = f"kafka://me:mine@{at}/shared?{settings}"
+            await until(lambda: lets_in(shared))  # the rights are known a moment later
+            await works(shared)
+            with pytest.raises(ConfigError, match="refold broker plan"):
+                await works(f"kafka://me:mine@{at}/secret?{settings}", patience=5.0)
+
+    asyncio.run(main())
+
+
+def test_the_plan_is_commands_for_kafkas_own_tools():
+    lines = plan.text(parse("kafka://one,two:9093/log?partitions=12", {}), principal="User:CN=agents").splitlines()
+    assert len(lines) == 9
+    assert lines[0] == (
+        "kafka-topics --bootstrap-server one:9092,two:9093 --create --topic log --partitions 12 --replication-factor 3 "
+        "--config cleanup.policy=delete --config retention.bytes=-1 --config retention.ms=-1 --config "
+        "min.insync.replicas=2 --config unclean.leader.election.enable=false --config "
+        "message.timestamp.type=LogAppendTime --config max.message.bytes=1152000"
+    )
+    assert lines[-1] == (
+        "kafka-acls --bootstrap-server one:9092,two:9093 --add --allow-principal User:CN=agents --operation Write "
+        "--operation Describe --transactional-id log. --resource-pattern-type prefixed"
+    )
+    assert "Create" not in " ".join(lines).replace("--create", "")

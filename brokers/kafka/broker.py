@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import logging
 import threading
-from collections.abc import AsyncIterator, Callable, Collection, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Sequence
 from typing import Literal
 
 from ...bus.broker import (
@@ -54,6 +54,10 @@ COMPRESSION = {"none": 0, "gzip": 1, "lz4": 3, "zstd": 4}
 def from_url(url: str) -> KafkaBroker:
     """`kafka://host:9092,host2/namespace?partitions=24&replication=3`; see `docs/operating.md`. Raises ConfigError."""
     return KafkaBroker(parse(url))
+
+
+def _appended(offset: int, count: int) -> Appended:
+    return Appended((offset + 1,) if count == 1 else tuple(range(offset + 1, offset + 1 + count)))
 
 
 class KafkaBroker:
@@ -201,36 +205,30 @@ class KafkaBroker:
 
     # ---- appending ---------------------------------------------------------------------------------------------------
     async def append(self, items: Sequence[Item], fence: Fence | None = None) -> list[Result]:
-        pairs = [self._pairs(item.partition, [(item.key, r.value) for r in item.records]) for item in items]
-        puts = [
-            self.outbox.put(self.names.log, item.partition, records) if records else None
-            for item, records in zip(items, pairs, strict=True)
-        ]
-        out: list[Result] = []
-        for put, records in zip(puts, pairs, strict=True):
-            first = await put + 1 if put is not None else 0
-            out.append(Appended(tuple(range(first, first + len(records)))))
-        return out
+        loads = [self._load(item.partition, ((item.key, r.value) for r in item.records)) for item in items]
+        puts = [self.outbox.put(self.names.log, i.partition, *load) for i, load in zip(items, loads, strict=True)]
+        return [_appended(await put, len(load[0])) for put, load in zip(puts, loads, strict=True)]
 
-    def _pairs(self, partition: int, records: Sequence[tuple[str | None, bytes]]) -> list[Pair]:
-        """Return what is to be stored. Raises ValueError, TooLarge, TypeError."""
-        meta = self.meta
+    def _load(self, partition: int, records: Iterable[tuple[str | None, bytes]]) -> tuple[list[Pair], int]:
+        """Return what is to be stored, and its size. Raises ValueError, TooLarge, TypeError."""
+        meta, whole = self.meta, 0
         if not 0 <= partition < meta.partitions:
             raise ValueError(f"partition {partition}: the log has {meta.partitions}, counted from 0")
-        out: list[Pair] = [(None if k is None else k.encode(), bytes(memoryview(v))) for k, v in records]
-        largest, whole = max((len(v or b"") for _, v in out), default=0), sum(len(v or b"") for _, v in out)
-        if largest > meta.max_record:
-            raise TooLarge(f"a record of {largest} bytes, the log takes {meta.max_record}", remedy="send less")
+        out: list[Pair] = []
+        for key, value in records:
+            taken = value if type(value) is bytes else bytes(memoryview(value))
+            size = len(taken)
+            if size > meta.max_record:
+                raise TooLarge(f"a record of {size} bytes, the log takes {meta.max_record}", remedy="send less")
+            whole += size
+            out.append((None if key is None else key.encode(), taken))
         if whole > meta.max_append:
             raise TooLarge(f"an append of {whole} bytes, the log takes {meta.max_append}", remedy="send less")
-        return out
+        return out, whole
 
     async def append_raw(self, partition: int, records: Sequence[tuple[str | None, bytes]]) -> tuple[int, ...]:
-        pairs = self._pairs(partition, records)
-        if not pairs:
-            return ()
-        first = await self.outbox.append(self.names.log, partition, pairs) + 1
-        return tuple(range(first, first + len(pairs)))
+        pairs, size = self._load(partition, records)
+        return _appended(await self.outbox.put(self.names.log, partition, pairs, size), len(pairs)).positions
 
     # ---- reading -----------------------------------------------------------------------------------------------------
     async def read(self, partition: int, start: int | At = 0, *, end: int | None = None, limit: int = 1000) -> Page:

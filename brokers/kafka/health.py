@@ -13,7 +13,8 @@ from .topics import Check, Facts, Names
 async def look(link: Link, address: Address, names: Names, max_append: int) -> Health:
     """Return the health of a log; what cannot be asked is a check that fails."""
     try:
-        version = await _version(link)
+        await link.open([])
+        version = wire.release(await link.ask(None, wire.versions_request()))
         facts = await topics.facts(link, names)
     except RefoldError as error:
         return _nothing("the cluster cannot be asked", ("cluster", False, str(error), "start it, or name another"))
@@ -53,8 +54,3 @@ def _hints(facts: Facts) -> Check:
     here = facts.names.hints in facts.topics
     return ("hints", here, "there" if here else f"topic {facts.names.hints} is not there: answers are noticed later",
             "see `refold broker plan`")  # fmt: skip
-
-
-async def _version(link: Link) -> str:
-    """Return what can be told of the release: brokers do not say it, but which requests they know."""
-    return await wire.release(link.client)

@@ -8,7 +8,7 @@ import contextlib
 import os
 
 from ...bus.errors import BrokerUnavailable, LogCorrupt, Overloaded, RefoldError
-from .link import LISTEN, PAUSE, Link
+from .link import LISTEN, Link
 from .outbox import Outbox
 
 WAIT = 0.5
@@ -71,10 +71,10 @@ class Hints:
                 node = self.link.leader(topic, 0)
                 part = (await self.link.fetch(node, {(topic, 0): self._next}, wait=WAIT, lane=LISTEN))[topic, 0]
             except (BrokerUnavailable, LogCorrupt):
-                await self._look()
+                await self.link.rest()
                 continue
             if part.error:
-                await self._look()
+                await self.link.rest()
                 with contextlib.suppress(RefoldError):
                     (self._next,) = (await self.link.offsets(topic, [0])).values()
                 continue
@@ -83,8 +83,3 @@ class Hints:
                 listener = self._listeners.get((raw.key or b"").decode(errors="replace"))
                 if listener is not None:
                     listener.hints.put_nowait(raw.value or b"")
-
-    async def _look(self) -> None:
-        await asyncio.sleep(PAUSE)
-        with contextlib.suppress(BrokerUnavailable):
-            await self.link.look()

@@ -181,12 +181,10 @@ class Keeper:
             node = self.link.leader(*place)
             part = (await self.link.fetch(node, {place: self.control.next}, wait=wait, lane=WATCH))[place]
         except BrokerUnavailable:
-            await self.link.look()
-            await asyncio.sleep(PAUSE)
+            await self.link.rest()
             return
         if part.error:
-            await asyncio.sleep(PAUSE)
-            await self.link.look()
+            await self.link.rest()
         elif not self.silent:
             for raw in part.records:
                 self.control.take(raw)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import random
 import time
 from collections import defaultdict
 from collections.abc import Awaitable, Callable, Collection, Coroutine, Iterable, Mapping
@@ -47,6 +49,7 @@ class Link:
         self.address, self.patience = address, patience
         self.client: Any = None
         self._opening = asyncio.Lock()
+        self._pause = PAUSE
 
     async def open(self, topics: Collection[str]) -> None:
         """Connect, and keep knowing who leads the partitions of these topics; again for more topics."""
@@ -77,8 +80,19 @@ class Link:
             await client.close()
 
     async def look(self) -> None:
-        """Ask again who leads what."""
-        await self._up().force_metadata_update()
+        """Ask again who leads what. Raises Again where nobody answers in time, or the link is closed meanwhile."""
+        try:
+            async with asyncio.timeout(REQUEST):
+                await self._up().force_metadata_update()
+        except TimeoutError as error:
+            raise Again("no node of the cluster answers") from error
+
+    async def rest(self) -> None:
+        """Wait a moment before something is tried again, longer each time until something is answered."""
+        pause, self._pause = self._pause, min(2 * self._pause, LONGEST_PAUSE)
+        await asyncio.sleep(pause)
+        with contextlib.suppress(BrokerUnavailable):
+            await self.look()
 
     def _up(self) -> Any:
         if self.client is None:
@@ -92,13 +106,15 @@ class Link:
         if node is None:
             node = client.get_random_node()
         try:
-            return await client.send(node, request, group=lane)
+            answer = await client.send(node, request, group=lane)
         except NotImplementedError as error:
             raise ConfigError(f"this Kafka is too old or too new for refold: {error}") from error
         except (AttributeError, KeyError) as error:  # it was closed while it connected
             raise Again(f"the connection to Kafka is closed: {error}") from error
         except wire.NETWORK as error:
-            raise Again(f"Kafka does not answer: {type(error).__name__} {error}") from error
+            raise Again(f"Kafka does not answer: {error or type(error).__name__}") from error
+        self._pause = PAUSE
+        return answer
 
     async def patiently(self, work: Callable[[], Awaitable[T]]) -> T:
         """Do something that may be done again, until it succeeds or `patience` is over."""
@@ -111,7 +127,8 @@ class Link:
                     raise BrokerUnavailable(str(error)) from error
             await asyncio.sleep(pause)
             pause = min(2 * pause, LONGEST_PAUSE)
-            await self.look()
+            with contextlib.suppress(BrokerUnavailable):
+                await self.look()
 
     def judge(self, code: int, what: str) -> None:
         """Raise what an error code means."""
@@ -157,8 +174,23 @@ class Link:
             raise LogMissing(f"topic {topic} is not there any more")
 
     async def topics(self, names: Collection[str]) -> dict[str, wire.Topic]:
-        """Return what is known of topics; one that is not there has the error UNKNOWN_TOPIC."""
-        return wire.topics_of(await self.ask(None, wire.TopicsRequest(list(names))))
+        """Return what is known of topics; one that is not there has the error UNKNOWN_TOPIC: no node knows it (one
+        that has just started, or is behind, may not)."""
+        found = dict[str, wire.Topic]()
+        for node in self._nodes():
+            with contextlib.suppress(Again):
+                answer = wire.topics_of(await self.ask(node, wire.TopicsRequest(list(names))))
+                found |= {n: t for n, t in answer.items() if n not in found or found[n].error}
+            if found and all(topic.error != wire.UNKNOWN_TOPIC for topic in found.values()):
+                return found
+        if not found:
+            raise Again("no node of the cluster answers")
+        return found
+
+    def _nodes(self) -> list[int]:
+        nodes = wire.nodes(self._up())
+        random.shuffle(nodes)
+        return nodes
 
     # ---- fetching ----------------------------------------------------------------------------------------------------
     async def fetch(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import time
 from collections import defaultdict, deque
 from collections.abc import Coroutine, Sequence
@@ -12,6 +13,8 @@ from typing import Any
 from ...bus.errors import BrokerUnavailable, ConfigError, Overloaded, RefoldError, TooLarge
 from . import wire
 from .link import LONGEST_PAUSE, PAUSE, PRODUCE, REQUEST, Link
+
+log = logging.getLogger("refold.kafka")
 
 Place = tuple[str, int]
 Pair = tuple[bytes | None, bytes | None]
@@ -29,9 +32,8 @@ class Parcel:
 
     __slots__ = ("done", "records", "size")
 
-    def __init__(self, records: Sequence[Pair], done: asyncio.Future[int]) -> None:
-        self.records, self.done = records, done
-        self.size = sum(len(k or b"") + len(v or b"") + OVERHEAD for k, v in records)
+    def __init__(self, records: Sequence[Pair], size: int, done: asyncio.Future[int]) -> None:
+        self.records, self.size, self.done = records, size, done
 
 
 class Batch:
@@ -76,10 +78,18 @@ class Outbox:
         self._producer: tuple[int, int] = NO_PRODUCER
         self._looking = asyncio.Lock()
 
-    def put(self, topic: str, partition: int, records: Sequence[Pair]) -> asyncio.Future[int]:
-        """Queue an append; the future has the offset of its first record. Raises TooLarge, Overloaded."""
-        loop = asyncio.get_running_loop()
-        parcel = Parcel(records, loop.create_future())
+    def put(
+        self, topic: str, partition: int, records: Sequence[Pair], size: int | None = None
+    ) -> asyncio.Future[int]:
+        """Queue an append; the future has the offset of its first record (of none: any number). `size`: bytes of the
+        values, where it is known. Raises TooLarge, Overloaded."""
+        done: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        if not records:
+            done.set_result(0)
+            return done
+        if size is None:
+            size = sum(len(value or b"") for _, value in records)
+        parcel = Parcel(records, size + sum([len(key or b"") + OVERHEAD for key, _ in records]), done)
         if self._closed:
             raise BrokerUnavailable("the connection to Kafka is closed")
         if parcel.size > self.limits.get(topic, BATCH):
@@ -87,10 +97,12 @@ class Outbox:
         if self._queued > MAX_QUEUE:
             raise Overloaded(f"{self._queued >> 20} MiB wait to be appended to Kafka: send more slowly")
         self._queued += parcel.size
-        self._channels[topic, partition].queue.append(parcel)
-        self._active.add((topic, partition))
-        self._later()
-        return parcel.done
+        place = (topic, partition)
+        self._channels[place].queue.append(parcel)
+        self._active.add(place)
+        if not self._called:
+            self._later()
+        return done
 
     async def append(self, topic: str, partition: int, records: Sequence[Pair]) -> int:
         """Append records; return the offset of the first. Cancelled: it may happen all the same."""
@@ -112,6 +124,9 @@ class Outbox:
                 await asyncio.wait(self._tasks, timeout=PAUSE)
             else:
                 await asyncio.sleep(PAUSE)
+        for task in self._tasks:  # that only look who leads what
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
 
     # ---- sending -----------------------------------------------------------------------------------------------------
     def _later(self, delay: float = 0.0) -> None:
@@ -152,6 +167,11 @@ class Outbox:
             batches = await self._load(places)
             if batches:
                 await self._send(node, lane, batches)
+        except Exception as error:  # a bug of this file, or an answer that is none: nobody waits for ever
+            log.exception("appending to %s", places)
+            for place in places:
+                self._forget(self._channels[place])
+                self._refuse(self._channels[place], self._unknown(f"{type(error).__name__} {error}"))
         finally:
             self._busy.discard((node, lane))
             for place in places:

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from ...bus.broker import At, Page, Stored
 from ...bus.errors import LogTruncated
 from . import wire
-from .link import Link, together
+from .link import PAUSE, Link, together
 from .wire import Raw
 
 SMALL = 64 * 1024
@@ -55,8 +55,8 @@ class Log:
         out = list[Stored]()
         while first < last and len(out) < limit:
             part = await self._part(partition, first, SMALL if limit - len(out) < NEAR else LARGE)
-            if part is None:  # what was at `first` is gone meanwhile
-                first = max(first, (await self.bounds(partition))[0])
+            if part is None:
+                first = await self.after_loss(partition, first)
                 continue
             for raw in part.records:
                 if raw.offset >= last or len(out) == limit:
@@ -73,6 +73,14 @@ class Log:
         (first,) = (await self.link.offsets(self.topic, [partition], milliseconds(start.time))).values()
         return (end if first < 0 else first), end
 
+    async def after_loss(self, partition: int, offset: int) -> int:
+        """Return where to go on when there is nothing at an offset that was there. Raises LogTruncated."""
+        begin, end = await self.bounds(partition)
+        if offset > end:
+            raise LogTruncated(f"partition {partition} of {self.topic} ends before position {offset + 1}")
+        await asyncio.sleep(PAUSE)
+        return max(begin, offset)
+
     async def _part(self, partition: int, offset: int, size: int) -> wire.Part | None:
         part = await self.link.fetch_one(self.topic, partition, offset, part_bytes=size)
         return None if part.error else part
@@ -86,6 +94,10 @@ class Log:
         if wanted[0] - 1 < begin or wanted[-1] - 1 >= end:
             gone = next(p for p in wanted if not begin < p <= end)
             raise LogTruncated(f"partition {partition} of {self.topic} holds no record at {gone}")
+        return await self._at(partition, wanted)
+
+    async def _at(self, partition: int, wanted: list[int]) -> list[Stored]:
+        """Return the records at ascending positions that were there a moment ago."""
         several = asyncio.Semaphore(AT_ONCE)
 
         async def some(run: list[int]) -> list[Stored]:
@@ -120,7 +132,7 @@ class Log:
             index = self._indexes[partition] = Index(self, partition)
         await index.catch_up()
         positions = index.positions(correlation_id, after)
-        records = await self.at(partition, positions[:limit])
+        records = await self._at(partition, positions[:limit]) if positions else []
         records = [r for r in records if r.key in (None, correlation_id)]  # two keys may have one hash
         return Page(records, positions[limit - 1] if len(positions) > limit else None)
 
@@ -148,15 +160,16 @@ class Index:
 
     async def catch_up(self) -> None:
         """Know all that was acknowledged before. One scan serves all that ask at once."""
-        begin, end = await self.log.bounds(self.partition)
+        (end,) = (await self.log.link.offsets(self.log.topic, [self.partition])).values()
+        if self.next > end:
+            await self.log.after_loss(self.partition, self.next)
         if self.next >= end:
             return
         async with self._lock:
-            self.next = max(self.next, begin)
             while self.next < end:
                 part = await self.log._part(self.partition, self.next, 4 * LARGE)
                 if part is None:
-                    self.next = max(self.next, (await self.log.bounds(self.partition))[0])
+                    self.next = await self.log.after_loss(self.partition, self.next)
                     continue
                 for raw in part.records:
                     self._add(raw)

@@ -15,7 +15,7 @@ from . import wire
 from .checkpoints import Fenced, Save
 from .control import Release
 from .keeper import Keeper
-from .link import PAUSE, POLL, Again
+from .link import POLL, Again
 from .reading import stored
 from .wire import Part
 
@@ -165,8 +165,7 @@ class KafkaSubscription:
                 node, wanted, wait=wait, lane=lane, max_bytes=MAX_BYTES, part_bytes=PART_BYTES
             )
         except Again:
-            await asyncio.sleep(PAUSE)
-            await link.look()
+            await link.rest()
             return {}
 
     def _collect(self) -> None:
@@ -201,8 +200,7 @@ class KafkaSubscription:
                 self._next[partition] = part.next
 
     async def _look(self) -> dict[tuple[str, int], Part]:
-        await asyncio.sleep(PAUSE)
-        await self.broker.link.look()
+        await self.broker.link.rest()
         return {}
 
     async def _lost_place(self, partition: int) -> dict[tuple[str, int], Part]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import random
 import ssl
 from collections.abc import Iterator, Mapping, Sequence
@@ -27,6 +28,11 @@ from aiokafka.protocol.types import (  # type: ignore[import-untyped]
 from aiokafka.record.default_records import DefaultRecordBatchBuilder  # type: ignore[import-untyped]
 from aiokafka.record.memory_records import MemoryRecords  # type: ignore[import-untyped]
 from aiokafka.structs import TopicPartition as _Place  # type: ignore[import-untyped]
+
+log = logging.getLogger("refold.kafka")
+
+if logging.getLogger("aiokafka").level == logging.NOTSET:
+    logging.getLogger("aiokafka").setLevel(logging.CRITICAL)  # each failure is raised to somebody, who says it once
 
 EARLIEST, LATEST = -2, -1
 """Times that `list_offsets` takes for the two ends."""
@@ -63,7 +69,8 @@ class Client(AIOKafkaClient):  # type: ignore[misc]
         for node in nodes:
             try:
                 answer = await self.send(node, request)
-            except NETWORK:
+            except Exception as error:  # noqa: BLE001 - raised, it would end the task that looks: nobody looked again
+                log.debug("node %s does not say who leads what: %r", node, error)
                 continue
             if not answer.brokers:
                 return False
@@ -102,6 +109,11 @@ class Part(NamedTuple):
     end: int
     next: int
     records: list[Raw]
+
+
+def nodes(client: Any) -> list[int]:
+    """Return the nodes of the cluster."""
+    return [broker.nodeId for broker in client.cluster.brokers()]
 
 
 def leader(client: Any, topic: str, partition: int) -> int | None:
@@ -154,13 +166,28 @@ def _unpack(
 ) -> tuple[list[Raw], int]:
     if not data:
         return [], start
-    tp = _Place(topic, partition)
-    unpacked = PartitionRecords(tp, MemoryRecords(data), aborted, start, None, None, True, isolation)
     try:
+        if not isolation:
+            return _unpack_all(MemoryRecords(data), start)
+        place = _Place(topic, partition)
+        unpacked = PartitionRecords(place, MemoryRecords(data), aborted, start, None, None, True, isolation)
         records = [Raw(r.offset, r.timestamp, r.key, r.value) for r in unpacked]
     except errors.CorruptRecordException as error:
-        raise ValueError(str(error)) from error
+        raise ValueError(f"partition {partition} of {topic}: {error}") from error
     return records, unpacked.next_fetch_offset
+
+
+def _unpack_all(batches: Any, start: int) -> tuple[list[Raw], int]:
+    """Unpack whatever is there, but for the marks of transactions."""
+    out, following = list[Raw](), start
+    while batches.has_next():
+        batch = batches.next_batch()
+        if not batch.validate_crc():
+            raise ValueError(f"a batch behind offset {following - 1}")
+        if not batch.is_control_batch:
+            out += [Raw(r.offset, r.timestamp, r.key, r.value) for r in batch if r.offset >= start]
+        following = max(following, batch.next_offset)
+    return out, following
 
 
 def produce_request(parts: Mapping[tuple[str, int], bytes], wait_ms: int, transaction_id: str | None = None) -> Any:
@@ -289,8 +316,12 @@ def topics_of(answer: Any) -> dict[str, Topic]:
     }
 
 
-async def release(client: Any) -> str:
-    """Return which protocol the brokers speak at most: they do not tell their release."""
-    answer = await client.send(client.get_random_node(), admin.ApiVersionRequest())
+def versions_request() -> Any:
+    """Ask which requests a node knows."""
+    return admin.ApiVersionRequest()
+
+
+def release(answer: Any) -> str:
+    """Return what can be told of the release: brokers do not say it, but which requests they know."""
     highest = {version[0]: version[2] for version in answer.api_versions}
-    return f"fetch v{highest.get(1)}, produce v{highest.get(0)}"
+    return f"protocol: fetch v{highest.get(1)}, produce v{highest.get(0)}"
