@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
+from typing import Any
 
-from ..bus.broker import Broker
+from ..bus.broker import ANY_LOG, Broker, LogSpec
 from ..bus.errors import ConfigError, UnknownBroker
 
 BUILT_IN = {"kafka": ".kafka", "memory": ".memory", "nats": ".jetstream", "sqlite": ".sqlite"}
@@ -28,7 +29,7 @@ def open_broker(url: str) -> Broker:
     scheme = scheme.lower()
     if scheme in BUILT_IN:
         try:
-            broker: Broker = _built_in(scheme)(url)
+            broker: Broker = _built_in(scheme).from_url(url)
         except ValueError as error:
             raise ConfigError(f"{url!r} is no URL: {error}") from error
         return broker
@@ -42,17 +43,32 @@ def open_broker(url: str) -> Broker:
     raise UnknownBroker(f"no broker for {scheme}://; there is {', '.join(f'{k}://' for k in known)}")
 
 
-def _built_in(scheme: str) -> Callable[[str], Broker]:
+def plan_of(url: str, spec: LogSpec = ANY_LOG) -> str:
+    """Return what an administrator has to do for the log of a URL, as commands of the broker's own tools.
+
+    Raises UnknownBroker; ConfigError where there is nothing that an administrator could do.
+    """
+    scheme = url.partition("://")[0].lower()
+    plan: Callable[[str, LogSpec], str] | None = None
+    if scheme in BUILT_IN:
+        plan = getattr(_built_in(scheme), "plan_of", None)
+    else:
+        open_broker(url)
+    if plan is None:
+        raise ConfigError(f"{scheme}:// needs nothing from an administrator: whoever opens the log makes it")
+    return plan(url, spec)
+
+
+def _built_in(scheme: str) -> Any:
     """Import an adapter of refold. Raises ConfigError, which says what to install, where its client is not there."""
     try:
-        make: Callable[[str], Broker] = import_module(BUILT_IN[scheme], __name__).from_url
+        return import_module(BUILT_IN[scheme], __name__)
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] not in EXTRAS.get(scheme, ()):
             raise
         raise ConfigError(
             f"{scheme}:// needs its client, which is not installed: pip install 'refold[{scheme}]'"
         ) from error
-    return make
 
 
 def _load(entry: EntryPoint) -> Callable[[str], Broker]:
@@ -71,4 +87,4 @@ def _named(entry: EntryPoint) -> str:
     return f"the broker {entry.value}{package}"
 
 
-__all__ = ["open_broker"]
+__all__ = ["open_broker", "plan_of"]

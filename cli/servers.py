@@ -101,6 +101,26 @@ def _tell(server: Server, json: bool) -> None:
 
 
 @broker.command()
+def plan(
+    url: Annotated[str, typer.Argument(metavar="URL", help="The log, as kafka://host:9092/namespace?partitions=24.")],
+    partitions: Annotated[int | None, typer.Option(min=1, show_default=False, help="Of the log.")] = None,
+    json: JsonOption = False,
+) -> None:
+    """Print what an administrator has to do where refold may not make topics or streams itself.
+
+    Nothing is asked of the servers. What was made by hand is verified when a log is opened: `refold doctor`.
+    """
+    from ..brokers import plan_of
+    from ..bus.broker import LogSpec
+
+    found = plan_of(url, LogSpec(partitions=partitions))
+    if json:
+        as_json({"url": url, "commands": found.splitlines()})
+    else:
+        say(found)
+
+
+@broker.command()
 def fetch(kind: Kind, json: JsonOption = False) -> None:
     """Get a server for `up` ahead of time, so that no network is needed later, and print where it is."""
     from ..brokers.servers.jars import kafka_jars

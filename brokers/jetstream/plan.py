@@ -27,6 +27,15 @@ def commands(address: Address, spec: LogSpec = ANY_LOG, now: float = 0.0, meta: 
     return out
 
 
+def text(address: Address, spec: LogSpec = ANY_LOG, *, now: float = 0.0) -> str:
+    """Return the commands as lines for a shell, and what a user of refold must be allowed, as lines of comment."""
+    meta = new_meta(spec, address.partitions, now)
+    allowed = permissions(Names(address.namespace, meta.log_id))
+    said = [f"#   {verb}: {json.dumps(subjects)}" for verb, subjects in allowed.items()]
+    head = "# permissions of a user that works on this log (nats-server's configuration, or `nsc`):"
+    return "\n".join([*commands(address, spec, now, meta), head, *said])
+
+
 def permissions(names: Names) -> dict[str, list[str]]:
     """Return which subjects a user of refold must be allowed to publish and to subscribe to, if it makes no streams."""
     publish = [f"{names.root}.>"]
