@@ -174,8 +174,7 @@ class Copy:
 
     async def _all(self) -> None:
         ends, targets = await self.source.positions("end"), await self.target.positions("end")
-        begins, firsts = await self.source.positions("begin"), await self.target.positions("begin")
-        self.of = sum(ends[p] - begins[p] for p in ends) + sum(targets[p] - firsts[p] for p in targets)
+        self.of = await _records(self.source, ends) + await _records(self.target, targets)
         for lane in self.lanes:
             async for page in self._pages(self.target, lane.partition, targets[lane.partition]):
                 for stored in page:
@@ -345,6 +344,12 @@ def _obliges(r: Envelope) -> bool:
     if r.message_type == kinds.ROLLED_BACK:
         return True
     return r.message_type not in kinds.ENGINE and r.message_type != kinds.TASK_REQUEST and r.in_reply_to is None
+
+
+async def _records(broker: Broker, ends: dict[int, int]) -> int:
+    """Return about how many records the log holds."""
+    begins = await broker.positions("begin")
+    return sum(ends[p] - begins[p] for p in ends) // broker.meta.stride
 
 
 async def _workflow(broker: Broker, id: str) -> AsyncIterator[list[Stored]]:

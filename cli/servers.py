@@ -97,7 +97,7 @@ def _tell(server: Server, json: bool) -> None:
     say(server.url)
     nodes = "1 node" if len(server.nodes) == 1 else f"{len(server.nodes)} nodes"
     say(f"{server.scheme} {server.version}, {nodes}, data and logs in {server.folder}", errors)
-    say(f"export REFOLD_BROKER={server.url}   # for development only; Ctrl-C stops it", errors)
+    say(f"export REFOLD_BROKER='{server.url}'   # for development only; Ctrl-C stops it", errors)
 
 
 @broker.command()

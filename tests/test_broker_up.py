@@ -15,7 +15,11 @@ import pytest
 from refold.brokers.servers.process import free_ports
 from refold.cli import exits
 
-UP = [sys.executable, "-m", "refold.cli", "broker", "up"]
+REFOLD = [sys.executable, "-m", "refold.cli"]
+UP = [*REFOLD, "broker", "up"]
+APP = Path(__file__).parent.parent / "docker" / "app" / "app.py"
+DURABILITY = {"nats": "durability D2", "kafka": "durability D1"}
+THOROUGH = pytest.mark.skipif(os.environ.get("REFOLD_TESTS") != "thorough", reason="a second Kafka: make test-all")
 
 
 class Up:
@@ -34,7 +38,7 @@ class Up:
 
     def end(self, number: int = signal.SIGINT) -> int:
         self.process.send_signal(number)
-        self.process.communicate(timeout=30)
+        self.process.communicate(timeout=60)
         return self.process.returncode
 
     def __enter__(self) -> Up:
@@ -57,7 +61,7 @@ def test_a_nats_is_there_until_ctrl_c_and_its_data_is_there_again_afterwards(own
         return found
 
     with Up(tmp_path, "nats") as up:
-        assert up.said["url"] == f"nats://127.0.0.1:{up.port}"
+        assert up.said["url"] == f"nats://127.0.0.1:{up.port}/refold?sync=always"
         assert go(streams(up.port, make=True)) == 1
         node = up.said["nodes"][0]["pid"]
         assert up.end() == exits.OK
@@ -78,17 +82,35 @@ def test_a_kafka_is_there_until_ctrl_c(own_kafka, tmp_path, go):
         return found
 
     with Up(tmp_path, "kafka") as up:
-        assert up.said["url"] == f"kafka://127.0.0.1:{up.port}"
+        assert up.said["url"] == f"kafka://127.0.0.1:{up.port}/refold"
         assert go(topics(up.port)) == []
         node = up.said["nodes"][0]["pid"]
         assert up.end() == exits.OK
         assert not psutil.pid_exists(node)
 
 
+@pytest.mark.parametrize("kind", ["nats", pytest.param("kafka", marks=THOROUGH)])
+def test_a_worker_and_a_client_work_at_the_url_that_is_printed(kind, request, tmp_path):
+    request.getfixturevalue(f"own_{kind}")
+    with Up(tmp_path, kind) as up:
+        settings = {"cwd": tmp_path, "env": {**os.environ, "REFOLD_BROKER": up.said["url"]}, "text": True}
+        worker = subprocess.Popen([*REFOLD, "run", str(APP)], stderr=subprocess.PIPE, **settings)
+        try:
+            assert "Ctrl-C stops" in worker.stderr.readline()
+            for command, said in ((("request", "greeter", '"Ada"'), "Hello, Ada!"), (("doctor",), DURABILITY[kind])):
+                done = subprocess.run([*REFOLD, *command], capture_output=True, check=False, **settings)
+                assert said in done.stdout, done.stdout + done.stderr
+        finally:
+            worker.send_signal(signal.SIGTERM)
+            worker.communicate(timeout=60)
+        assert worker.returncode == exits.OK
+        assert up.end() == exits.OK
+
+
 def test_a_server_that_dies_is_reported_with_the_end_of_its_log(own_nats, tmp_path):
     with Up(tmp_path, "nats", "--nodes", "3") as up:
         os.kill(up.said["nodes"][1]["pid"], signal.SIGKILL)
-        _, errors = up.process.communicate(timeout=30)
+        _, errors = up.process.communicate(timeout=60)
         assert up.process.returncode == exits.UNAVAILABLE
         assert "nats node2 has ended; the end of " in json.loads(errors)["error"]["message"]
         assert [pid for node in up.said["nodes"] if psutil.pid_exists(pid := node["pid"])] == []

@@ -373,6 +373,19 @@ def test_what_cannot_be_copied_is_refused_before_anything_is_written(tmp_path, g
     go(main())
 
 
+def test_progress_grows_up_to_all_that_is_read(tmp_path, go):
+    async def main():
+        async with Logs(tmp_path) as logs:
+            source, target = await logs.log("memory", 2), await logs.log("sqlite", 3)
+            await fill(source, 8)
+            told: list[tuple[int, int]] = []
+            await ensure_target(source, target)
+            await copy(source, target, on_progress=lambda done, of: told.append((done, of)))
+            assert told == sorted(told) and told[-1] == (300, 300)
+
+    go(main())
+
+
 def test_a_copier_that_died_on_this_host_stops_nobody(tmp_path, go):
     ended = subprocess.Popen([sys.executable, "-c", ""])
     ended.wait()

@@ -17,6 +17,7 @@ import pytest
 import yaml
 
 from refold.agents.worker import Worker
+from refold.brokers import open_broker
 from refold.brokers.servers.nats import nats_binary
 from refold.brokers.servers.process import HOST, Node, free_ports
 
@@ -61,7 +62,9 @@ def test_agents_wait_for_all_nodes_and_may_end_their_work(file, count):
     assert seconds(agents["stop_grace_period"]) > Worker.__init__.__kwdefaults__["drain"]
     url = agents["environment"]["REFOLD_BROKER"]
     assert re.findall(r"[\w-]+(?=:\d+)", url) == list(nodes(file))
+    assert open_broker(url).url == url
     assert ("=3" in url) == (count == 3)
+    assert ("sync=always" in url) == file.startswith("nats")
     assert (ROOT / agents["build"]["dockerfile"]).is_file()
     assert (DOCKER / agents["volumes"][0].partition(":-")[2].partition("}")[0] / "app.py").is_file()
 

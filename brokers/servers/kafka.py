@@ -64,7 +64,8 @@ def _prepared(
         command = [*start, "kafka.Kafka", str(config)]
         nodes.append(Node(f"kafka node{i + 1}", command, home / "log", _Metadata(own[0], i + 1), own))
     addresses = {name: tuple(f"{HOST}:{p}" for p in ports[name]) for name in names if name != "controller"}
-    return Server("kafka", VERSION, folder, tuple(nodes), addresses), configs
+    said = f"replication={count}" if count > 1 else ""
+    return Server("kafka", VERSION, folder, tuple(nodes), addresses, said), configs
 
 
 def _properties(i: int, home: Path, ports: Mapping[str, list[int]], listeners: Mapping[str, str]) -> dict[str, str]:

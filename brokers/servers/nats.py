@@ -73,7 +73,9 @@ def _prepared(
         command = [str(binary), "--config", str(config)]
         ports = (clients[i], monitors[i])
         nodes.append(Node(f"nats node{i + 1}", command, home / "log", _Health(monitors[i]), ports))
-    return Server("nats", version, folder, tuple(nodes), {"client": tuple(f"{HOST}:{port}" for port in clients)})
+    said = ([f"replicas={count}"] if count > 1 else []) + (["sync=always"] if sync == "always" else [])
+    addresses = {"client": tuple(f"{HOST}:{port}" for port in clients)}
+    return Server("nats", version, folder, tuple(nodes), addresses, "&".join(said))
 
 
 def _cluster(own: int, all: Sequence[int]) -> list[str]:

@@ -17,7 +17,7 @@ from ...bus.errors import BrokerUnavailable
 HOST = "127.0.0.1"
 PORTS = range(20000, 32000)
 """Below what systems give to outgoing connections: the port of a node that is down is not taken meanwhile."""
-STARTS = 60.0
+STARTS = 90.0
 """Seconds within which a node must answer."""
 ENDS = 10.0
 """Seconds that a node has for an end in good order."""

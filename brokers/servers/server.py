@@ -13,15 +13,19 @@ from typing import NamedTuple
 from ...bus.errors import ConfigError
 from .process import Node
 
+NAMESPACE = "refold"
+
 
 class Server(NamedTuple):
-    """A server that runs. `addresses` are host:port of its nodes for clients, by listener where it has several."""
+    """A server that runs. `addresses` are host:port of its nodes for clients, by listener where it has several;
+    `settings` is what its URL says beside them."""
 
     scheme: str
     version: str
     folder: Path
     nodes: tuple[Node, ...]
     addresses: dict[str, tuple[str, ...]]
+    settings: str = ""
 
     @property
     def bootstrap(self) -> str:
@@ -31,7 +35,7 @@ class Server(NamedTuple):
     @property
     def url(self) -> str:
         """The URL to use with refold."""
-        return f"{self.scheme}://{self.bootstrap}"
+        return f"{self.scheme}://{self.bootstrap}/{NAMESPACE}{'?' if self.settings else ''}{self.settings}"
 
 
 def homes(folder: Path, count: int) -> list[Path]:
