@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 PARTITIONS_PER_WORKER = 64
 STARTING = 10.0
 """Seconds that a worker may take to own partitions and to say so."""
-ADVICE = frozenset({"sqlite", "write-ahead log", "worker"})
+ADVICE = frozenset({"sqlite", "write-ahead log", "worker", "replicas", "sync_interval", "hints"})
 """Checks whose failure is said and does not make the log unwell."""
 
 Check = dict[str, Any]
