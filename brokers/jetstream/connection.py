@@ -168,6 +168,12 @@ class Link:
             raise BrokerUnavailable(f"no NATS server answers at {where}: {self._problem or 'no connection'}") from None
 
     @property
+    def version(self) -> str:
+        """The version of the server that this client is connected to."""
+        found = self.client.connected_server_version
+        return f"{found.major}.{found.minor}.{found.patch}"
+
+    @property
     def up(self) -> bool:
         """There is a connection now, as far as this side knows."""
         return self._up.is_set()

@@ -16,7 +16,7 @@ NEARLY = 0.9
 
 async def look(link: Link, address: Address, opened: Opened | None) -> Health:
     """Return the health of a log."""
-    version = str(link.client.connected_server_version) if link.up else ""
+    version = link.version if link.up else ""
     if opened is None or not link.up:
         check = ("connection", False, "no server answers, or the log is not open", "look at the servers and the URL")
         return Health(ok=False, durability="D1", why="not known without a server", version=version, checks=[check])

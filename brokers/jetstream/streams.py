@@ -185,7 +185,7 @@ def _check_server(link: Link, spec: LogSpec) -> None:
     client = link.client
     version = client.connected_server_version
     if (version.major, version.minor) < OLDEST:
-        raise ConfigError(f"the NATS server is {version}: refold needs {OLDEST[0]}.{OLDEST[1]} or later")
+        raise ConfigError(f"the NATS server is {link.version}: refold needs {OLDEST[0]}.{OLDEST[1]} or later")
     needed = (spec.max_append or LogMeta(log_id="", partitions=1).max_append) + OVERHEAD
     if client.max_payload < needed:
         raise ConfigError(
