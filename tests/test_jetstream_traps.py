@@ -455,6 +455,36 @@ def test_what_others_publish_to_the_log_is_read_as_it_is(go, nats_address):
     go(main())
 
 
+def test_a_message_that_looks_like_a_word_of_the_server_is_a_record_like_any_other(go, nats_address):
+    async def main():
+        async with opened(new_url(nats_address)) as broker, broker.subscribe("g", "m") as sub:
+            for word in ("404", "204", "409", "100", "503"):
+                odd = {"Status": word, "Nats-Sequence": "99", "Nats-Num-Pending": "0", "Nats-Pending-Messages": "7"}
+                await broker.link.request(broker.names.subject(0, "k"), word.encode(), odd)
+            await broker.append([item(0, "k", "a")])
+            wanted = [b"404", b"204", b"409", b"100", b"503", b"a"]
+            assert await everything(broker) == wanted
+            assert [r.position for r in (await broker.read(0)).records] == [10_000 * n for n in range(1, 7)]
+            await assigned(sub)
+            sub.seek(0, 0)
+            assert await records(sub, 6) == wanted
+
+    go(main())
+
+
+def test_garbage_beside_the_leases_disturbs_nobody(go, nats_address):
+    async def main():
+        async with opened(new_url(nats_address)) as broker:
+            known = broker.names
+            for subject in (known.peer("g", "x"), f"{known.group('g')}.lease.x", known.presence("x")):
+                await broker.link.request(subject, b"\xffgarbage")
+            async with broker.subscribe("g", "m") as sub:
+                assert await assigned(sub) == {0: 1, 1: 1}
+            assert await broker.members() == []
+
+    go(main())
+
+
 # ---- owning --------------------------------------------------------------------------------------------------------
 def test_who_was_taken_for_dead_by_mistake_has_lost_all_and_joins_anew(go, nats_address):
     async def main():

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import os
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import msgspec
 from nats.aio.msg import Msg
 
-from ...bus.errors import BrokerUnavailable
+from ...bus.errors import BrokerUnavailable, LogCorrupt
 from ..shares import Lease, Peer, View
 from .connection import ANSWER, LAST_UNAVAILABLE, WRONG_LAST, WRONG_LAST_BUSY, Link, Refused, accepted
 from .frames import EXPECTED, MSG_ID
 from .names import Names, key_of
 from .reading import SEQUENCE, SUBJECT, Reader
 
+T = TypeVar("T")
 GONE = {"KV-Operation": "DEL"}
 GONE_FOR = {"Nats-TTL": "1h"}
 """Headers of a message that says that its subject holds nothing, and for how long it says so."""
@@ -91,18 +93,26 @@ async def read(reader: Reader, names: Names, group: str) -> tuple[View, dict[int
     leases, peers, holds = dict[int, Lease](), list[Peer](), dict[int, Held]()
     for msg in await reader.latest(f"{names.group(group)}.>"):
         headers = msg.headers or {}
-        kind, name = headers[SUBJECT].split(".")[-2:]
+        at, (kind, name) = int(headers[SEQUENCE]), headers[SUBJECT].split(".")[-2:]
         if is_gone(msg):
             continue
-        if kind == "lease":
-            held = holds[int(name)] = Held(msgspec.msgpack.decode(msg.data, type=Hold), int(headers[SEQUENCE]))
+        if kind == "lease" and name.isdigit():
+            held = holds[int(name)] = Held(decoded(msg.data, Hold), at)
             leases[int(name)] = Lease(int(name), held.hold.epoch, held.hold.owner, held.hold.released)
         elif kind == "peer":
-            row = msgspec.msgpack.decode(msg.data, type=Row)
-            wanted = None if row.wanted is None else frozenset(row.wanted)
-            at = int(headers[SEQUENCE])
-            peers.append(Peer(row.member, row.token, at, row.pid, row.started, row.place, wanted))
+            with contextlib.suppress(LogCorrupt):  # whoever wrote that, it is no member
+                row = decoded(msg.data, Row)
+                wanted = None if row.wanted is None else frozenset(row.wanted)
+                peers.append(Peer(row.member, row.token, at, row.pid, row.started, row.place, wanted))
     return View(leases, peers), holds
+
+
+def decoded(value: bytes, kind: type[T]) -> T:
+    """Return what a message of the control stream says. Raises LogCorrupt."""
+    try:
+        return msgspec.msgpack.decode(value, type=kind)
+    except msgspec.MsgspecError as error:
+        raise LogCorrupt(f"a {kind.__name__} in the control stream is not what refold wrote: {error}") from error
 
 
 async def hold_of(reader: Reader, names: Names, group: str, partition: int) -> Held:
@@ -114,7 +124,7 @@ async def _hold(reader: Reader, names: Names, subject: str) -> Held:
     found = await reader.leaders(names.control, {"last_by_subj": subject})
     if found is None:
         return Held(Hold(), 0)
-    return Held(msgspec.msgpack.decode(base64.b64decode(found.get("data", "")), type=Hold), int(found["seq"]))
+    return Held(decoded(base64.b64decode(found.get("data", "")), Hold), int(found["seq"]))
 
 
 async def release(link: Link, reader: Reader, names: Names, group: str, token: str, partition: int, epoch: int) -> None:
@@ -133,5 +143,5 @@ async def holds_of_partition(reader: Reader, names: Names, partition: int) -> di
     out = {}
     for msg in await reader.latest(f"{names.root}.control.group.*.lease.{partition}"):
         group = key_of((msg.headers or {})[SUBJECT].split(".")[-3])
-        out[group or ""] = msgspec.msgpack.decode(msg.data, type=Hold)
+        out[group or ""] = decoded(msg.data, Hold)
     return out

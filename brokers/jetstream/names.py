@@ -31,7 +31,7 @@ def key_of(token: str) -> str | None:
     """Return what `token_of` was given."""
     if token in (OWN, EMPTY):
         return None if token == OWN else ""
-    return unquote(token, errors="surrogateescape")
+    return unquote(token, errors="replace")
 
 
 def last_position(sequence: int) -> int:

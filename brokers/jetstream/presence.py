@@ -6,6 +6,7 @@ import socket
 
 import msgspec
 import psutil
+from nats.aio.msg import Msg
 
 from ...bus.broker import Member, Presence
 from ...bus.errors import BrokerUnavailable
@@ -37,9 +38,17 @@ async def tell(link: Link, names: Names, presence: Presence, ttl: float) -> None
 async def withdraw(link: Link, names: Names, reader: Reader, member: str) -> None:
     """The member is gone."""
     for msg in await reader.latest(names.presence(member)):
-        if not is_gone(msg):
-            told = msgspec.json.decode(msg.data, type=Told)
+        told = _told(msg)
+        if told is not None:
             await tell(link, names, told.presence, -1.0)
+
+
+def _told(msg: Msg) -> Told | None:
+    """Return what a member has told; None where that is gone, or was none of ours."""
+    try:
+        return None if is_gone(msg) else msgspec.json.decode(msg.data, type=Told)
+    except msgspec.MsgspecError:
+        return None
 
 
 async def read(names: Names, reader: Reader, group: str | None, gone: bool) -> list[Member]:
@@ -48,9 +57,9 @@ async def read(names: Names, reader: Reader, group: str | None, gone: bool) -> l
     now = seconds((await reader.state(names.control))["ts"])
     out, host = [], socket.gethostname()
     for msg in found:
-        if is_gone(msg):
+        told = _told(msg)
+        if told is None:
             continue
-        told = msgspec.json.decode(msg.data, type=Told)
         presence = told.presence
         age = max(0.0, now - seconds((msg.headers or {})[TIME]))
         alive = age <= told.ttl and not (presence.host == host and presence.pid and not psutil.pid_exists(presence.pid))

@@ -68,7 +68,7 @@ async def _get(link: Link, stream: str, body: Mapping[str, object], within: floa
             if isinstance(msg, Exception):
                 raise msg
             headers = msg.headers or {}
-            said = status(msg)
+            said = None if SEQUENCE in headers else status(msg)  # a record may have any header, also that one
             if said is None:
                 if int(headers.get(BEFORE, before)) != before:
                     raise BrokerUnavailable(f"an answer of {subject} was lost on its way")

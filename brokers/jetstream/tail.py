@@ -33,6 +33,7 @@ SILENCE = 5.0
 """Seconds between the server's signs of life, and without one until the consumer is made again."""
 EXPIRES = 30.0
 AGAIN = 0.2
+DELIVERED = "$JS.ACK."
 
 
 class Tail:
@@ -140,7 +141,7 @@ class Tail:
     # ---- what the server says ----------------------------------------------------------------------------------------
     def _hear(self, msg: Msg) -> bool:
         """Take a message; True where there are new records."""
-        said = status(msg)
+        said = None if msg.reply.startswith(DELIVERED) else status(msg)  # a record may have any header, also that one
         fresh = False
         if said is None:
             fresh = self._record(msg)
