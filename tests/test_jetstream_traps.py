@@ -580,3 +580,10 @@ def test_reconnecting_is_never_given_up(go, nats_address):
 
 def test_open_broker_knows_the_scheme():
     assert open_broker("nats://localhost/ns").url == "nats://localhost:4222/ns"
+
+
+def test_the_script_for_an_administrator_ends_with_the_rights_of_refolds_user():
+    lines = plan.text(parse("nats://host/ns?partitions=1")).splitlines()
+    assert [line for line in lines if "stream add" in line] == lines[1:4]
+    rights = dict(line.removeprefix("#").strip().split(": ", 1) for line in lines[-2:])
+    assert json.loads(rights["publish"])[0].startswith("ns.") and "_INBOX.>" in json.loads(rights["subscribe"])
