@@ -224,6 +224,29 @@ def test_who_dies_while_making_a_log_leaves_one_that_the_next_completes(go, nats
     go(main())
 
 
+def test_who_opens_a_log_while_another_completes_it_finds_it_whole(go, nats_address, monkeypatch):
+    async def main():
+        url = new_url(nats_address)
+        with monkeypatch.context() as patch:
+            patch.setattr(streams, "_open_streams", _dies)
+            async with from_url(url) as broker:
+                with pytest.raises(SystemError):
+                    await broker.ensure_log(TWO)
+        look = streams._is_complete
+
+        async def other_was_faster(link, known):
+            monkeypatch.setattr(streams, "_is_complete", look)
+            async with from_url(url) as other:
+                await other.ensure_log(TWO)
+            return await look(link, known)
+
+        monkeypatch.setattr(streams, "_is_complete", other_was_faster)
+        async with from_url(url) as broker:
+            assert (await broker.ensure_log(TWO)).partitions == 2
+
+    go(main())
+
+
 async def _dies(*_):
     raise SystemError
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 from ...bus.broker import RULES, LogMeta, LogSpec
@@ -18,6 +19,8 @@ from .names import SPAN, Names
 FORMAT = 1
 DEFAULT_PARTITIONS = 24
 OLDEST = (2, 12)
+CREATING = 30.0
+"""Seconds to wait until a stream is made: in a cluster its replicas have to agree first."""
 DUPLICATES = 120_000_000_000
 """Nanoseconds in which a message that is sent again is recognised; more costs the servers memory for every message."""
 SAME = ("storage", "retention", "max_age", "max_msgs", "max_msgs_per_subject", "allow_direct")
@@ -207,16 +210,21 @@ async def _create_control(link: Link, address: Address, spec: LogSpec) -> dict[s
     meta = new_meta(spec, address.partitions, Clock().now())
     names = Names(address.namespace, meta.log_id)
     await _create(link, config_of_control(names, address.replicas or 1, meta))
-    found = await info(link, names.control)
-    if found is None:
-        raise BrokerUnavailable(f"the stream {names.control} was made and is gone")
-    return found
+    return await link.look(partial(_made, link, names.control))
+
+
+async def _made(link: Link, stream: str, within: float) -> dict[str, Any]:
+    """Return what the server says of a stream that was just made: in a cluster not every server knows it at once."""
+    try:
+        return await link.api(f"STREAM.INFO.{stream}", within=within)
+    except Refused as error:
+        raise BrokerUnavailable(f"the stream {stream} was made, and is not known: {error}") from error
 
 
 async def _create(link: Link, config: Config) -> None:
     """Make a stream, unless another has just made it; whether that one is right is judged by who reads it back."""
     try:
-        await link.api(f"STREAM.CREATE.{config['name']}", config)
+        await link.api(f"STREAM.CREATE.{config['name']}", config, CREATING)
     except Refused as error:
         if error.code != STREAM_EXISTS:
             raise ConfigError(
@@ -229,28 +237,34 @@ async def _open_streams(
     link: Link, names: Names, wanted: list[Config], where: str, create: bool
 ) -> list[dict[str, Any]]:
     """Return what the server says of each stream. Those that are missing are made, unless the log was whole once."""
+    complete = await _is_complete(link, names)  # before looking for them: another may be making them now
     found = await asyncio.gather(*(info(link, config["name"]) for config in wanted))
+    if complete and None in found:  # seen twice, it is so: in a cluster not every server knows all at once
+        await asyncio.sleep(1.0)
+        found = await asyncio.gather(*(info(link, config["name"]) for config in wanted))
     absent = [config for config, one in zip(wanted, found, strict=True) if one is None]
-    complete = await _is_complete(link, names)
     if absent and complete:
         raise LogCorrupt(f"{where} lacks the streams {', '.join(c['name'] for c in absent)}: restore its backup")
     if absent and not create:
         raise missing(where)
     if absent:
         await asyncio.gather(*(_create(link, config) for config in absent))
-        found = await asyncio.gather(*(info(link, config["name"]) for config in wanted))
+        found = await asyncio.gather(*(link.look(partial(_made, link, c["name"])) for c in wanted))
     if not complete and create:
         accepted(await link.request(f"{names.root}.control.made", b"all streams of the log have been there"))
-    if any(one is None for one in found):
-        raise BrokerUnavailable(f"streams of {where} were made and are gone")
     return [one for one in found if one is not None]
 
 
 async def _is_complete(link: Link, names: Names) -> bool:
+    """All streams of the log have been there once. Asked again where the control stream is not known: it is there."""
+    return await link.look(partial(_says_complete, link, names))
+
+
+async def _says_complete(link: Link, names: Names, within: float) -> bool:
     try:
-        await link.asked(f"STREAM.MSG.GET.{names.control}", {"last_by_subj": f"{names.root}.control.made"})
+        await link.api(f"STREAM.MSG.GET.{names.control}", {"last_by_subj": f"{names.root}.control.made"}, within)
     except Refused as error:
-        if error.code in (NO_MESSAGE, NO_STREAM):
+        if error.code == NO_MESSAGE:
             return False
         raise BrokerUnavailable(f"{names.control}: {error}") from error
     return True
