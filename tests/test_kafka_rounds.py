@@ -7,6 +7,7 @@ import asyncio
 import pytest
 
 from refold.brokers.kafka.rounds import Rounds
+from refold.bus.errors import BrokerUnavailable
 
 
 class Far:
@@ -76,7 +77,7 @@ def test_one_that_is_cancelled_takes_the_answer_from_nobody_and_closing_ends_all
         while len(far.asked) < 2:
             await asyncio.sleep(0)
         await rounds.aclose()
-        with pytest.raises(asyncio.CancelledError):
+        with pytest.raises(BrokerUnavailable, match="is closed"):
             await late
 
     go(main())

@@ -6,6 +6,8 @@ import asyncio
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Generic, TypeVar
 
+from ...bus.errors import BrokerUnavailable
+
 Key = TypeVar("Key")
 Asked = TypeVar("Asked")
 Answer = TypeVar("Answer")
@@ -39,7 +41,8 @@ class Rounds(Generic[Key, Asked, Answer]):
                 answers.set_exception(error)
                 answers.exception()  # they may be gone
             except asyncio.CancelledError:
-                answers.cancel()
+                answers.set_exception(BrokerUnavailable("the connection to Kafka is closed"))
+                answers.exception()
                 raise
 
     async def aclose(self) -> None:
