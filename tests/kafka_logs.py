@@ -31,7 +31,7 @@ def stalled(broker: KafkaBroker) -> Iterator[None]:
         keeper.silent = False
 
 
-def on_kafka(address: str, name: str = "kafka", patience: float = 30.0, settings: str = "") -> Subject:
+def on_kafka(address: str, name: str = "kafka", patience: float = 60.0, settings: str = "") -> Subject:
     return Subject(
         name, lambda: new_log(address, settings), lease=1.0, patience=patience, kill=lambda b: b.die(), stall=stalled
     )

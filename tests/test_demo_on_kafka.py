@@ -9,7 +9,7 @@ from rich.console import Console
 from refold.demo.stage import perform
 
 
-@pytest.mark.timeout(120)
+@pytest.mark.timeout(300)
 def test_the_demo_is_proved_on_kafka(kafka_address, tmp_path):
     project = tmp_path / "project"
     project.mkdir()

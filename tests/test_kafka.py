@@ -8,8 +8,9 @@ import zlib
 
 import pytest
 from aiokafka import AIOKafkaProducer
-from aiokafka.admin import AIOKafkaAdminClient, NewTopic
+from aiokafka.admin import AIOKafkaAdminClient, NewPartitions, NewTopic, RecordsToDelete
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
+from aiokafka.structs import TopicPartition
 from kafka_logs import new_log
 
 from refold import Agent, Context, MessageBus
@@ -18,7 +19,7 @@ from refold.brokers.kafka import topics, wire
 from refold.brokers.kafka.broker import KafkaBroker
 from refold.brokers.kafka.checkpoints import Fenced, Save
 from refold.brokers.kafka.link import Again
-from refold.bus.broker import Appended, Assigned, Batch, Item, LogSpec, Lost, Outgoing
+from refold.bus.broker import Appended, Assigned, Batch, Item, LogSpec, Lost, Outgoing, Presence
 from refold.bus.errors import BrokerUnavailable, LogMismatch, LogTruncated, TooLarge
 from refold.bus.partition import partition_of
 
@@ -427,8 +428,6 @@ def test_a_log_that_got_more_partitions_is_refused(go, kafka_address):
         async with contextlib.AsyncExitStack() as stack:
             broker = await opened(stack, connect)
             async with admin(kafka_address) as client:
-                from aiokafka.admin import NewPartitions
-
                 for name in (broker.names.log, broker.names.checkpoints):
                     await client.create_partitions({name: NewPartitions(3)})
             with pytest.raises(LogMismatch, match=r"has 3 partitions, the log was made with 2"):
@@ -500,9 +499,6 @@ def test_records_below_which_the_log_was_cut_are_truncated_and_the_rest_is_read(
             for n in range(6):
                 await broker.append([item("k", f"r{n}")])
             async with admin(kafka_address) as client:
-                from aiokafka.admin import RecordsToDelete
-                from aiokafka.structs import TopicPartition
-
                 await client.delete_records({TopicPartition(broker.names.log, 0): RecordsToDelete(3)})
             assert (await broker.positions("begin"))[0] == 4
             assert await values(broker) == [b"r3", b"r4", b"r5"]
@@ -518,6 +514,31 @@ def test_records_below_which_the_log_was_cut_are_truncated_and_the_rest_is_read(
                 sub.seek(0, 100)
                 with pytest.raises(LogTruncated, match="ends before position 100"):
                     await fetch_for_ever(sub)
+
+    go(main())
+
+
+def test_the_control_topic_is_cut_behind_its_snapshots_and_who_comes_late_starts_from_the_newest(go, kafka_address):
+    async def main():
+        async with contextlib.AsyncExitStack() as stack:
+            connect = new_log(kafka_address)
+            broker, asleep = await opened(stack, connect), await opened(stack, connect)
+            broker.control._patience = 5
+            await broker.announce(Presence(member="first", group="g"), ttl=60)
+            async with broker.subscribe("g", "m") as sub:
+                epochs = await owned(sub)
+                for n in range(20):
+                    await broker.announce(Presence(member="a", group="g", running=n), ttl=60)
+                snapshot = broker.control._snapshot
+                assert snapshot > 10
+                async with admin(kafka_address) as client:
+                    place = TopicPartition(broker.names.control, 0)
+                    await client.delete_records({place: RecordsToDelete(snapshot)})
+                for reader in (broker, asleep, await opened(stack, connect)):
+                    found = {m.presence.member: m.presence.running for m in await reader.members()}
+                    assert found == {"first": 0, "a": 19}
+                    assert reader.meta == broker.meta
+                    assert await reader.owns("g", sub.keeper.token, 1, epochs[1])
 
     go(main())
 

@@ -71,7 +71,7 @@ class Judge:
                 assert saved or not await self.broker.owns("g", sub.keeper.token, partition, epoch)
 
 
-@pytest.mark.timeout(150)
+@pytest.mark.timeout(300)
 def test_whoever_comes_and_goes_a_partition_has_one_owner_and_its_records_come_in_order(kafka_address):
     chance, seen, connect = random.Random(7), dict[tuple[int, int], str](), new_log(kafka_address)
 

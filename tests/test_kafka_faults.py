@@ -85,7 +85,7 @@ async def reach(load: Load, more: int) -> None:
         await asyncio.sleep(0.01)
 
 
-@pytest.mark.timeout(120)
+@pytest.mark.timeout(300)
 def test_nothing_acknowledged_is_lost_or_doubled_when_the_broker_is_killed_under_load(own_kafka, tmp_path):
     async def main():
         async with own_kafka(tmp_path, properties=SOON) as server:
@@ -101,7 +101,7 @@ def test_nothing_acknowledged_is_lost_or_doubled_when_the_broker_is_killed_under
 
 
 @pytest.mark.skipif(not THOROUGH, reason="a server of its own, restarted: make test-all")
-@pytest.mark.timeout(120)
+@pytest.mark.timeout(300)
 def test_a_worker_survives_the_restart_of_the_broker_and_goes_on(own_kafka, tmp_path):
     agent = Agent("a")
 

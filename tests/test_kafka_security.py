@@ -98,7 +98,7 @@ async def works(url: str, environment: dict[str, str] | None = None, patience: f
 
 @pytest.mark.skipif(os.environ.get("REFOLD_TESTS") != "thorough", reason="a server of its own: make test-all")
 @pytest.mark.skipif(shutil.which("openssl") is None, reason="no openssl to make certificates with")
-@pytest.mark.timeout(120)
+@pytest.mark.timeout(300)
 def test_every_way_in_that_kafka_demands(own_kafka, tmp_path):
     pems = tmp_path / "pems"
     pems.mkdir()
@@ -187,7 +187,7 @@ async def lets_in(url: str) -> bool:
 
 
 @pytest.mark.skipif(os.environ.get("REFOLD_TESTS") != "thorough", reason="a server of its own: make test-all")
-@pytest.mark.timeout(120)
+@pytest.mark.timeout(300)
 def test_the_rights_of_the_plan_are_enough_and_without_them_the_error_names_the_plan(own_kafka, tmp_path, until):
     login = f'{LOGIN}.plain.PlainLoginModule required user_root="root" user_me="mine";'
     strict = {

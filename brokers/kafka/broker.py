@@ -107,6 +107,7 @@ class KafkaBroker:
         self._closed = True
         async with contextlib.AsyncExitStack() as last:  # each is closed, whatever happens to the others
             last.push_async_callback(self.link.aclose)
+            last.push_async_callback(self.log.aclose)
             last.push_async_callback(self.outbox.aclose)
             last.push_async_callback(self.hints.aclose)
             for sub in self._subscriptions:

@@ -187,6 +187,10 @@ def _fold_claim(group: Group, token: str, wish: Lease, counter: int) -> None:
         group.leases[wish.partition] = wish._replace(owner=token)
 
 
+class _Trimmed(Exception):
+    """What would have been read next is older than what the topic keeps: there is a snapshot."""
+
+
 # ---- the topic -------------------------------------------------------------------------------------------------------
 class Control:
     """The state as far as it was read. `read` brings it up to all that was acknowledged before."""
@@ -207,12 +211,17 @@ class Control:
         async with self._lock:
             if upto is None:
                 (upto,) = (await self.link.offsets(self.topic, [0])).values()
-            if not self._began:
-                await self._begin(upto)
-            async for raw in self._words(self.next, upto):
-                self.take(raw)
-            self.next = max(self.next, upto)
-            return self.state
+            while True:
+                try:
+                    if not self._began:
+                        await self._begin(upto)
+                    async for raw in self._words(self.next, upto):
+                        self.take(raw)
+                except _Trimmed:
+                    self._began = False
+                    continue
+                self.next = max(self.next, upto)
+                return self.state
 
     async def write(self, word: Word) -> State:
         """Append a word, and fold up to it. Sometimes keeps the fold, too."""
@@ -249,6 +258,7 @@ class Control:
             if start == begin:
                 if begin > 0:
                     raise LogCorrupt(f"topic {self.topic} has lost its past: its retention was changed")
+                self.state, self.next, self._snapshot = State(), 0, 0
                 break
             window *= 4
         self._began = True
@@ -257,6 +267,9 @@ class Control:
         while start < end:
             part = await self.link.fetch_one(self.topic, 0, start)
             if part.error:
+                (begin,) = (await self.link.offsets(self.topic, [0], wire.EARLIEST)).values()
+                if begin > start:
+                    raise _Trimmed
                 raise LogCorrupt(f"topic {self.topic} no longer holds offset {start}: it was truncated or made again")
             for raw in part.records:
                 if raw.offset < end:

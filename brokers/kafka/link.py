@@ -159,8 +159,8 @@ class Link:
         for partition in partitions:
             by_node[self.leader(topic, partition)][partition] = at
         out: dict[int, int] = {}
-        for node, wanted in by_node.items():
-            answer = await self.ask(node, wire.offsets_request(topic, wanted, isolation))
+        requests = ((node, wire.offsets_request(topic, wanted, isolation)) for node, wanted in by_node.items())
+        for answer in await together(self.ask(node, request) for node, request in requests):
             for partition, error, found in wire.offsets_of(answer):
                 if error == wire.UNKNOWN_TOPIC:
                     await self._still_there(topic)
@@ -204,6 +204,25 @@ class Link:
             return wire.parts_of(answer, wanted, isolation)
         except ValueError as error:
             raise LogCorrupt(f"Kafka returned a record that does not match its checksum: {error}") from error
+
+    async def fetch_parts(
+        self, topic: str, offsets: Mapping[int, int], *, part_bytes: int = 1 << 20
+    ) -> dict[int, Part]:
+        """Return what there is of several partitions from offsets on, with patience; a part that is OUT_OF_RANGE says
+        so."""
+
+        async def once() -> dict[int, Part]:
+            by_node: dict[int, dict[tuple[str, int], int]] = defaultdict(dict)
+            for partition, offset in offsets.items():
+                by_node[self.leader(topic, partition)][topic, partition] = offset
+            found = await together(self.fetch(node, wanted, part_bytes=part_bytes) for node, wanted in by_node.items())
+            parts = {partition: part for answer in found for (_, partition), part in answer.items()}
+            for partition, part in parts.items():
+                if part.error != wire.OUT_OF_RANGE:
+                    self.judge(part.error, f"partition {partition} of {topic}")
+            return parts
+
+        return await self.patiently(once)
 
     async def fetch_one(
         self, topic: str, partition: int, offset: int, *, isolation: int = 0, part_bytes: int = 1 << 20

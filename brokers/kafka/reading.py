@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
-from array import array
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from ...bus.broker import At, Page, Stored
 from ...bus.errors import LogTruncated
 from . import wire
+from .index import Index, stored
 from .link import PAUSE, Link, together
-from .wire import Raw
+from .rounds import Rounds
 
 SMALL = 64 * 1024
 """Bytes that are asked for where few records are wanted; a whole batch comes at least."""
@@ -19,12 +18,6 @@ LARGE = 1 << 20
 NEAR = 200
 """Records that lie so close are read in one go."""
 AT_ONCE = 16
-
-
-def stored(raw: Raw) -> Stored:
-    """Return a record as the port has it. A key that is no text is somebody else's: it is shown as it can be."""
-    key = None if raw.key is None else raw.key.decode("utf-8", "backslashreplace")
-    return Stored(raw.offset + 1, key, raw.value or b"", raw.time / 1000)
 
 
 def milliseconds(time: float) -> int:
@@ -40,13 +33,25 @@ class Log:
 
     def __init__(self, link: Link, topic: str) -> None:
         self.link, self.topic = link, topic
+        self.ends: Rounds[int, None, int] = Rounds(self._ends)
+        self.news: Rounds[int, int, wire.Part] = Rounds(self._news)
         self._indexes: dict[int, Index] = {}
+
+    async def aclose(self) -> None:
+        """End what is asked for."""
+        await self.ends.aclose()
+        await self.news.aclose()
+
+    async def _ends(self, asked: Mapping[int, None]) -> Mapping[int, int]:
+        return await self.link.offsets(self.topic, asked)
+
+    async def _news(self, asked: Mapping[int, int]) -> Mapping[int, wire.Part]:
+        return await self.link.fetch_parts(self.topic, asked, part_bytes=4 * LARGE)
 
     async def bounds(self, partition: int) -> tuple[int, int]:
         """Return the first offset that is there, and the one above all that was acknowledged."""
         begin = await self.link.offsets(self.topic, [partition], wire.EARLIEST)
-        end = await self.link.offsets(self.topic, [partition])
-        return begin[partition], end[partition]
+        return begin[partition], await self.ends.ask(partition, None)
 
     async def page(self, partition: int, start: int | At, end: int | None, limit: int) -> Page:
         """Return up to `limit` records with start <= position < end."""
@@ -132,7 +137,11 @@ class Log:
             index = self._indexes[partition] = Index(self, partition)
         await index.catch_up()
         positions = index.positions(correlation_id, after)
-        records = await self._at(partition, positions[:limit]) if positions else []
+        page = positions[:limit]
+        recent = index.recent(page)
+        older = [p for p in page if p not in recent]
+        found = {r.position: r for r in await self._at(partition, older)} if older else {}
+        records = [recent.get(p) or found[p] for p in page]
         records = [r for r in records if r.key in (None, correlation_id)]  # two keys may have one hash
         return Page(records, positions[limit - 1] if len(positions) > limit else None)
 
@@ -145,53 +154,3 @@ def runs(wanted: list[int]) -> list[list[int]]:
             out.append([])
         out[-1].append(position)
     return out
-
-
-class Index:
-    """Which positions of a partition a key has. Kept in memory, brought up to the end by each reader; 8 bytes a record,
-    some 200 a key."""
-
-    def __init__(self, log: Log, partition: int) -> None:
-        self.log, self.partition = log, partition
-        self.next = 0
-        self._own = array("q")
-        self._keys: dict[int, array[int]] = {}
-        self._lock = asyncio.Lock()
-
-    async def catch_up(self) -> None:
-        """Know all that was acknowledged before. One scan serves all that ask at once."""
-        (end,) = (await self.log.link.offsets(self.log.topic, [self.partition])).values()
-        if self.next > end:
-            await self.log.after_loss(self.partition, self.next)
-        if self.next >= end:
-            return
-        async with self._lock:
-            while self.next < end:
-                part = await self.log._part(self.partition, self.next, 4 * LARGE)
-                if part is None:
-                    self.next = await self.log.after_loss(self.partition, self.next)
-                    continue
-                for raw in part.records:
-                    self._add(raw)
-                self.next = max(part.next, self.next)
-                await asyncio.sleep(0)
-
-    def _add(self, raw: Raw) -> None:
-        if raw.key is None:
-            self._own.append(raw.offset + 1)
-            return
-        digest = _digest(raw.key)
-        known = self._keys.get(digest)
-        if known is None:
-            self._keys[digest] = array("q", (raw.offset + 1,))
-        else:
-            known.append(raw.offset + 1)
-
-    def positions(self, key: str, after: int) -> list[int]:
-        """Return the positions of a key, and of the partition's own records."""
-        of_key = self._keys.get(_digest(key.encode("utf-8", "surrogatepass")), ())
-        return sorted(p for known in (of_key, self._own) for p in known if p > after)
-
-
-def _digest(key: bytes) -> int:
-    return int.from_bytes(hashlib.blake2b(key, digest_size=8).digest(), "big")

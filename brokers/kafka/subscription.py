@@ -14,9 +14,9 @@ from ...bus.errors import BrokerUnavailable, LogTruncated, RefoldError
 from . import wire
 from .checkpoints import Fenced, Save
 from .control import Release
+from .index import stored
 from .keeper import Keeper
 from .link import POLL, Again
-from .reading import stored
 from .wire import Part
 
 if TYPE_CHECKING:
