@@ -153,13 +153,13 @@ async def _file(folder: Path, nodes: int) -> AsyncIterator[Log]:
 @asynccontextmanager
 async def _nats(folder: Path, nodes: int) -> AsyncIterator[Log]:
     async with nats_server(_home(folder), nodes=nodes) as server:
-        yield NatsLog(f"{server.url}/{NAMESPACE}?partitions={PARTITIONS}&replicas={nodes}&sync=always", server)
+        yield NatsLog(f"{server.scheme}://{server.bootstrap}/{NAMESPACE}?partitions={PARTITIONS}&replicas={nodes}&sync=always", server)
 
 
 @asynccontextmanager
 async def _kafka(folder: Path, nodes: int) -> AsyncIterator[Log]:
     async with kafka_server(_home(folder), nodes=nodes) as server:
-        yield KafkaLog(f"{server.url}/{NAMESPACE}?partitions={PARTITIONS}&replication={nodes}", server)
+        yield KafkaLog(f"{server.scheme}://{server.bootstrap}/{NAMESPACE}?partitions={PARTITIONS}&replication={nodes}", server)
 
 
 def _home(folder: Path) -> Path:
