@@ -12,8 +12,10 @@ from .logs import PARTITIONS
 from .stage import START, Broken, Process, Scenario, Stage
 
 SERVERS = ("nats", "kafka")
-LOUD = 25.0
-"""Seconds within which a worker must have said that its log is gone (on Kafka it asks every 10 s)."""
+LOUD = 40.0
+"""Seconds within which a worker must have ended when its log is gone."""
+
+TYPED = ("LogMissing", "LogMismatch", "LogTruncated", "LogCorrupt")
 
 
 def is_at_work(stage: Stage, client: Process) -> bool:
@@ -80,7 +82,7 @@ async def log_lost(stage: Stage) -> None:
     stage.judged = False
     await stage.until(lambda: not worker.alive, LOUD, f"{how.__name__}: the worker ends; {stage.last_words(worker)}")
     said = stage.last_words(worker)
-    if not worker.child.returncode or not any(error in said for error in ("LogMissing", "LogMismatch", "LogTruncated")):
+    if not worker.child.returncode or not any(error in said for error in TYPED):
         raise Broken(f"{how.__name__}: the worker ended with {worker.child.returncode}: {said}")
     if client.alive:
         client.kill()
