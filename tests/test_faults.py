@@ -12,29 +12,35 @@ from faults.check import Placed, acknowledged, answers, caused, from_nowhere, or
 from faults.scenarios import SCENARIOS
 
 THOROUGH = os.environ.get("REFOLD_TESTS") == "thorough"
-QUICK = ("worker_killed", "worker_stopped", "disk_full")
-"""Scenarios of the default tests; the thorough ones play each."""
+QUICK = (
+    ("worker_killed", "sqlite"), ("worker_stopped", "sqlite"), ("disk_full", "sqlite"), ("broker_killed", "nats"),
+    ("worker_killed", "kafka"),
+)  # fmt: skip
+"""Runs of the default tests; the thorough ones play each scenario on each of its brokers."""
+ALL = tuple((name, broker) for name, scenario in SCENARIOS.items() for broker in scenario.brokers)
 
 
 @pytest.mark.parametrize("seed", range(2) if THOROUGH else range(1))
-@pytest.mark.parametrize("scenario", SCENARIOS if THOROUGH else QUICK)
+@pytest.mark.parametrize(("scenario", "broker"), ALL if THOROUGH else QUICK)
 @pytest.mark.timeout(300)
-def test_no_promise_is_broken_under(scenario, seed, tmp_path):
+def test_no_promise_is_broken_under(scenario, broker, seed, tmp_path, request):
     """A run that did not see its fault does not count: another seed is played."""
+    if broker != "sqlite":
+        request.getfixturevalue(f"own_{broker}")
     for n in range(4):
         folder = tmp_path / str(n)
         folder.mkdir()
-        outcome = asyncio.run(run_once(scenario, seed + 100 * n, folder))
+        outcome = asyncio.run(run_once(scenario, broker, seed + 100 * n, folder))
         assert outcome.findings == [], outcome
         if outcome.seen:
             return
-    pytest.fail(f"{scenario}: no run has seen its fault")
+    pytest.fail(f"{scenario} on {broker}: no run has seen its fault")
 
 
 # ---- the judge is judged: each of these histories breaks a promise ---------------------------------------------------
 def placed(position: int, id: str, **record: object) -> Placed:
     whole = {"id": id, "message_type": "remark", "correlation_id": "w", **record}
-    return Placed(0, position, "w", whole, "")
+    return Placed(0, position, "w", whole)
 
 
 def said(op: str, outcome: str, **more: object) -> dict[str, object]:

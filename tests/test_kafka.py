@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import zlib
+from collections.abc import Awaitable, Callable
+from typing import Any
 
 import pytest
 from aiokafka import AIOKafkaProducer
@@ -20,7 +22,7 @@ from refold.brokers.kafka.broker import KafkaBroker
 from refold.brokers.kafka.checkpoints import Fenced, Save
 from refold.brokers.kafka.link import Again
 from refold.bus.broker import Appended, Assigned, Batch, Item, LogSpec, Lost, Outgoing, Presence
-from refold.bus.errors import BrokerUnavailable, LogMismatch, LogTruncated, TooLarge
+from refold.bus.errors import BrokerUnavailable, LogMismatch, LogMissing, LogTruncated, TooLarge
 from refold.bus.partition import partition_of
 
 TWO = LogSpec(partitions=2)
@@ -436,10 +438,17 @@ def test_a_log_that_got_more_partitions_is_refused(go, kafka_address):
     go(main())
 
 
-async def recreated(broker: KafkaBroker, address: str) -> None:
+async def nothing() -> None:
+    pass
+
+
+async def recreated(
+    broker: KafkaBroker, address: str, meanwhile: Callable[[], Awaitable[None]] = nothing
+) -> None:
     """Delete the topic of the records, and make another of the same name."""
     async with admin(address) as client:
         await client.delete_topics([broker.names.log])
+        await meanwhile()
         while True:
             settings = {"retention.ms": "-1", "message.timestamp.type": "LogAppendTime", "max.message.bytes": "1152000"}
             answer = await client.create_topics([NewTopic(broker.names.log, 2, 1, topic_configs=settings)])
@@ -464,6 +473,48 @@ def test_a_log_that_was_deleted_and_made_again_is_refused(go, kafka_address):
                 await broker.read_workflow("k")
             with pytest.raises(LogMismatch, match="was deleted and made again"):
                 await (await stack.enter_async_context(connect())).ensure_log()
+
+    go(main())
+
+
+def test_an_append_that_waits_for_its_topic_is_not_written_to_another_of_that_name(go, kafka_address):
+    async def main():
+        async with contextlib.AsyncExitStack() as stack:
+            broker = await opened(stack, new_log(kafka_address))
+            await broker.append([item("k", "a")])
+            pending: list[asyncio.Future[Any]] = []
+
+            async def append() -> None:
+                pending.append(asyncio.ensure_future(broker.append([item("k", "b")])))
+                while not broker.outbox._channels[broker.names.log, home].doubtful:
+                    await asyncio.sleep(0.01)
+
+            home = partition_of("k", broker.meta.partitions)
+            await recreated(broker, kafka_address, append)
+            with pytest.raises(LogMismatch, match="was deleted and made again"):
+                await pending[0]
+            assert (await broker.link.offsets(broker.names.log, [home])) == {home: 0}
+
+    go(main())
+
+
+def test_a_worker_whose_log_was_deleted_stops_loudly(go, kafka_address, monkeypatch):
+    """All of its topics are gone, so that no beat succeeds either."""
+    for name in ("keeper.LOOK_AT_TOPIC", "keeper.LOOK_AGAIN", "outbox.GONE"):
+        monkeypatch.setattr(f"refold.brokers.kafka.{name}", 0.3)
+
+    async def main():
+        async with contextlib.AsyncExitStack() as stack:
+            broker = await opened(stack, new_log(kafka_address))
+            worker = Worker(broker, [Agent("a")], group="g", lease=2.0)
+            running = asyncio.ensure_future(worker.run())
+            await worker.caught_up.wait()
+            async with admin(kafka_address) as client:
+                await client.delete_topics([name for name in broker.names if name in await client.list_topics()])
+            (ended,) = await asyncio.gather(running, return_exceptions=True)
+            while isinstance(ended, BaseExceptionGroup):
+                ended = ended.exceptions[0]
+            assert isinstance(ended, LogMismatch | LogMissing), ended
 
     go(main())
 

@@ -164,6 +164,7 @@ class KafkaBroker:
             meta = await self._describe(spec, found)
         self._compare(meta, spec, found)
         self._topic_id = found.id
+        self.link.ids[self.names.log] = found.id
         self.hints.topic = self.names.hints if self.names.hints in facts.topics else None
         return meta
 

@@ -27,7 +27,7 @@ from .topics import Names
 log = logging.getLogger("refold.kafka")
 
 EXIT_STALLED = 70
-LOOK_AT_TOPIC = 10.0
+LOOK_AT_TOPIC, LOOK_AGAIN = 5.0, 1.0
 """Seconds after which the log's topic is asked for its id: one that was deleted and made again has another."""
 
 
@@ -76,6 +76,8 @@ class Keeper:
         self._joined = threading.Event()
         self._problem: Exception | None = None
         self._leaving = self._stop = False
+        self._gone = False
+        """The log's topic is another one by now, or none: there is no group to leave."""
         self._loop: asyncio.AbstractEventLoop | None = None
         self._bell: asyncio.Event
         self._thread = threading.Thread(target=self._run, name="refold-kafka", daemon=True)
@@ -135,7 +137,7 @@ class Keeper:
             await self._look()
             self._joined.set()
             await self._keep()
-            if self._leaving:
+            if self._leaving and not self._gone:
                 await self._leave()
         finally:
             await outbox.aclose()
@@ -155,10 +157,10 @@ class Keeper:
             if self.silent or self._stop:
                 continue
             try:
-                await self._turn()
-                if time.monotonic() - topic_seen > LOOK_AT_TOPIC:
+                if time.monotonic() - topic_seen > LOOK_AT_TOPIC:  # also where no turn succeeds: that may be why
                     topic_seen = time.monotonic()
                     await self._look_at_topic()
+                await self._turn()
             except RefoldError as error:
                 log.warning("the place of %s in its group could not be kept: %s", self.who.member, error)
                 if not isinstance(error, BrokerUnavailable):
@@ -298,9 +300,16 @@ class Keeper:
 
     # ---- what must not be --------------------------------------------------------------------------------------------
     async def _look_at_topic(self) -> None:
-        found = (await self.link.topics([self.who.names.log]))[self.who.names.log]
-        gone = found.error == wire.UNKNOWN_TOPIC
+        """Raises LogMismatch where the log's topic is another one, or gone: a node that has just restarted may not know
+        it yet, so it is asked again."""
+        for pause in (LOOK_AGAIN, 0.0):
+            found = (await self.link.topics([self.who.names.log]))[self.who.names.log]
+            gone = found.error == wire.UNKNOWN_TOPIC
+            if not gone:
+                break
+            await asyncio.sleep(pause)
         if gone or (not found.error and self.who.topic_id and found.id != self.who.topic_id):
+            self._gone = True
             raise LogMismatch(f"topic {self.who.names.log} was deleted{'' if gone else ' and made again'} meanwhile")
 
     def _stalled(self, now: float) -> None:

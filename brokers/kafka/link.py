@@ -10,7 +10,7 @@ from collections import defaultdict
 from collections.abc import Awaitable, Callable, Collection, Coroutine, Iterable, Mapping
 from typing import Any, TypeVar
 
-from ...bus.errors import BrokerUnavailable, ConfigError, LogCorrupt, LogMissing, RefoldError
+from ...bus.errors import BrokerUnavailable, ConfigError, LogCorrupt, LogMismatch, LogMissing, RefoldError
 from . import wire
 from .address import Address
 from .wire import Part
@@ -48,6 +48,8 @@ class Link:
     def __init__(self, address: Address, *, patience: float = PATIENCE) -> None:
         self.address, self.patience = address, patience
         self.client: Any = None
+        self.ids: dict[str, str] = {}
+        """Topic -> id, of those that must stay the same."""
         self._opening = asyncio.Lock()
         self._pause = PAUSE
 
@@ -163,15 +165,22 @@ class Link:
         for answer in await together(self.ask(node, request) for node, request in requests):
             for partition, error, found in wire.offsets_of(answer):
                 if error == wire.UNKNOWN_TOPIC:
-                    await self._still_there(topic)
+                    await self.still_there(topic)
                 self.judge(error, f"partition {partition} of {topic}")
                 out[partition] = found
         return out
 
-    async def _still_there(self, topic: str) -> None:
+    async def still_there(self, topic: str) -> None:
         """Raises LogMissing where a topic has been deleted (a node that has just restarted may not know it yet)."""
         if (await self.topics([topic]))[topic].error == wire.UNKNOWN_TOPIC:
             raise LogMissing(f"topic {topic} is not there any more")
+
+    async def still_the_same(self, topic: str) -> None:
+        """Raises LogMismatch where another topic has the name by now; Again where there is none."""
+        found = (await self.topics([topic]))[topic]
+        self.judge(found.error, f"topic {topic}")
+        if self.ids.get(topic, found.id) != found.id:
+            raise LogMismatch(f"topic {topic} was deleted and made again meanwhile")
 
     async def topics(self, names: Collection[str]) -> dict[str, wire.Topic]:
         """Return what is known of topics; one that is not there has the error UNKNOWN_TOPIC: no node knows it (one

@@ -10,7 +10,7 @@ from collections import defaultdict, deque
 from collections.abc import Coroutine, Sequence
 from typing import Any
 
-from ...bus.errors import BrokerUnavailable, ConfigError, Overloaded, RefoldError, TooLarge
+from ...bus.errors import BrokerUnavailable, ConfigError, LogMissing, Overloaded, RefoldError, TooLarge
 from . import wire
 from .link import LONGEST_PAUSE, PAUSE, PRODUCE, REQUEST, Link
 
@@ -23,6 +23,8 @@ OVERHEAD = 70
 """Bytes that a record of a batch has at most beside its key and value."""
 BATCH = 1_000_000
 """Bytes that are put into a batch where more appends wait; the topic's `max.message.bytes` may allow less."""
+GONE = 5.0
+"""Seconds after which a topic that no node knows has been deleted: one that has just restarted learns it sooner."""
 MAX_QUEUE = 64 << 20
 NO_PRODUCER = (-1, -1)
 
@@ -56,6 +58,10 @@ class Channel:
         self.flying = False
         self.not_before = 0.0
         self.pause = PAUSE
+        self.doubtful = False
+        """It was not there for a while: it may have been deleted, and another topic have its name."""
+        self.missing: float | None = None
+        """Since when (monotonic) nodes that answer do not know it."""
         self.producer: tuple[int, int] = NO_PRODUCER
         self.sequence = 0
         self.low = 0
@@ -148,6 +154,7 @@ class Outbox:
             try:
                 ready[self.link.leader(*place)].append(place)
             except BrokerUnavailable as error:
+                channel.doubtful = True
                 self._postpone(place, str(error))
         for node, places in ready.items():
             lane = next((lane for lane in PRODUCE if (node, lane) not in self._busy), None)
@@ -190,10 +197,14 @@ class Outbox:
             try:
                 if channel.batch is None:
                     channel.batch = self._next(place, channel)
+                if channel.batch is not None and channel.doubtful:
+                    await self.link.still_the_same(place[0])
+                    channel.doubtful = False
                 if channel.batch is not None and not channel.batch.data:
                     await self._build(channel, channel.batch)
             except BrokerUnavailable as error:
                 self._postpone(place, str(error))
+                continue
             except Exception as error:  # noqa: BLE001 - a value that is no bytes, or a right that is missing
                 self._refuse(channel, error)
             if channel.batch is not None and channel.batch.data:
@@ -257,6 +268,7 @@ class Outbox:
                 batch.data = b""
                 self._postpone(place, wire.named(code))
         elif code in wire.AGAIN:
+            channel.doubtful = channel.doubtful or code == wire.UNKNOWN_TOPIC
             batch.unsure = batch.unsure or code not in wire.NOTHING_WRITTEN
             self._postpone(place, wire.named(code))
         else:
@@ -307,11 +319,25 @@ class Outbox:
         channel.not_before = now + channel.pause
         self._later(channel.pause)
         channel.pause = min(2 * channel.pause, LONGEST_PAUSE)
-        self._start(self._look())
+        self._start(self._look(place))
 
-    async def _look(self) -> None:
+    async def _look(self, place: Place) -> None:
+        """Ask again who leads what; refuse what waits for a topic that is gone."""
+        channel = self._channels[place]
         with contextlib.suppress(BrokerUnavailable):
             await self.link.look()
+            if not channel.doubtful:
+                return
+            try:
+                await self.link.still_there(place[0])
+            except LogMissing as error:
+                channel.missing = channel.missing or time.monotonic()
+                if time.monotonic() - channel.missing > GONE and not channel.flying:
+                    self._refuse(channel, error)
+                    if not channel.queue:
+                        self._active.discard(place)
+            else:
+                channel.missing = None
 
     async def _find(self, place: Place, channel: Channel, batch: Batch) -> int:
         """Return where a batch is that the broker says it has: it kept no offset of it."""

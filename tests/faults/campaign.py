@@ -1,4 +1,5 @@
-"""The fault campaign. Run in tests/ as: python -m faults.campaign [SCENARIO ...] [--runs N] [--seed S] [--table FILE]
+"""The fault campaign. Run in tests/ as: python -m faults.campaign [SCENARIO ...] [--broker B] [--runs N] [--seed S]
+[--table FILE]
 
 Each run has a seed of its own. A run counts only if it has seen its fault. A run that breaks a promise is kept on disk,
 and the campaign ends with exit code 1.
@@ -9,6 +10,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import shutil
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -19,14 +21,16 @@ from typing import Any
 import msgspec
 
 from .check import Checked, check
+from .logs import KINDS, laid
 from .scenarios import SCENARIOS
-from .stage import NoProgress, staged
+from .stage import Broken, staged
 
 
 class Outcome(msgspec.Struct):
     """What came of one run."""
 
     scenario: str
+    broker: str
     seed: int
     seconds: float
     seen: int
@@ -38,24 +42,26 @@ class Outcome(msgspec.Struct):
     repeated: int = 0
     deaths: int = 0
     late: int = 0
+    healed: float = 0.0
 
 
-async def run_once(scenario: str, seed: int, folder: Path) -> Outcome:
+async def run_once(scenario: str, broker: str, seed: int, folder: Path) -> Outcome:
     """Play one run in a folder, and judge it."""
-    began = time.monotonic()
+    began, played = time.monotonic(), SCENARIOS[scenario]
     findings: list[str] = []
     checked: Checked | None = None
-    async with staged(folder, seed) as stage:
+    async with laid(broker, folder, played.nodes) as log, staged(folder, seed, log) as stage:
         try:
             async with asyncio.timeout(240):
-                await SCENARIOS[scenario](stage)
-        except (NoProgress, TimeoutError) as error:
-            findings.append(f"no progress: {error}")
+                await played.play(stage)
+        except (Broken, TimeoutError) as error:
+            findings.append(f"{type(error).__name__}: {error}")
         stage.end()
-        if not findings:
+        if not findings and stage.judged:
             checked = await check(folder, failed=stage.failed)
             findings += checked.findings
-        made = Outcome(scenario, seed, time.monotonic() - began, stage.seen, findings, str(folder))
+        made = Outcome(scenario, broker, seed, time.monotonic() - began, stage.seen, findings, str(folder))
+        made.healed = max(stage.healed, default=0.0)
     if checked is not None:
         for name in ("records", "acknowledged", "calls", "repeated", "deaths", "late"):
             setattr(made, name, getattr(checked, name))
@@ -63,10 +69,10 @@ async def run_once(scenario: str, seed: int, folder: Path) -> Outcome:
     return made
 
 
-def in_new_folder(scenario: str, seed: int) -> Outcome:
+def in_new_folder(scenario: str, broker: str, seed: int) -> Outcome:
     """Play one run; its folder stays only where a promise was broken."""
-    folder = Path(tempfile.mkdtemp(prefix=f"refold-{scenario}-{seed}-"))
-    outcome = asyncio.run(run_once(scenario, seed, folder))
+    folder = Path(tempfile.mkdtemp(prefix=f"refold-{scenario}-{broker}-{seed}-"))
+    outcome = asyncio.run(run_once(scenario, broker, seed, folder))
     if not outcome.findings:
         shutil.rmtree(folder)
     return outcome
@@ -86,52 +92,63 @@ def line_of(o: Outcome) -> str:
     what = "ok" if not o.findings else f"BROKEN, kept in {o.folder}"
     seen = "" if o.seen else " (did not see its fault: does not count)"
     return (
-        f"{o.scenario} seed {o.seed}: {what}{seen}; {o.seconds:.1f} s, {o.records} records, {o.calls} calls, "
-        f"{o.repeated} repeated, {o.deaths} deaths, {o.late} late"
+        f"{o.scenario} on {o.broker}, seed {o.seed}: {what}{seen}; {o.seconds:.1f} s, {o.records} records, "
+        f"{o.calls} calls, {o.repeated} repeated, {o.deaths} deaths, {o.late} late, "
+        f"through {o.healed:.1f} s after healing"
     )
 
 
 def summary(outcomes: list[Outcome]) -> list[dict[str, Any]]:
     """Return a row for each scenario."""
     rows = []
-    for name in dict.fromkeys(o.scenario for o in outcomes):
-        mine = [o for o in outcomes if o.scenario == name]
+    for name, broker in dict.fromkeys((o.scenario, o.broker) for o in outcomes):
+        mine = [o for o in outcomes if (o.scenario, o.broker) == (name, broker)]
         counted = [o for o in mine if o.seen]
+        healed = [round(o.healed, 1) for o in counted] or [0.0]
         rows.append({
-            "scenario": name, "commit": commit(), "seeds": f"{mine[0].seed}..{mine[-1].seed}", "runs": len(mine),
-            "n": len(counted), "broken": sum(bool(o.findings) for o in mine),
+            "scenario": name, "broker": broker, "commit": commit(), "seeds": f"{mine[0].seed}..{mine[-1].seed}",
+            "runs": len(mine), "n": len(counted), "broken": sum(bool(o.findings) for o in mine),
             **{k: sum(getattr(o, k) for o in counted) for k in ("acknowledged", "calls", "repeated", "deaths", "late")},
+            "healed_median": statistics.median(healed), "healed_max": max(healed),
         })  # fmt: skip
     return rows
+
+
+def many(name: str, broker: str, runs: int, seed: int) -> list[Outcome]:
+    """Play a scenario until so many runs have seen their fault; half of all may not."""
+    outcomes: list[Outcome] = []
+    spare = runs
+    while sum(bool(o.seen) for o in outcomes) < runs and spare >= 0:
+        outcome = in_new_folder(name, broker, seed + len(outcomes))
+        outcomes.append(outcome)
+        spare -= not outcome.seen
+        sys.stdout.write(line_of(outcome) + "\n")
+        for finding in outcome.findings[:10]:
+            sys.stdout.write(f"    {finding}\n")
+        sys.stdout.flush()
+    return outcomes
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description="Runs with faults, judged by their history.")
     parser.add_argument("scenarios", nargs="*", choices=[*SCENARIOS, []], help="all of them without any")
+    parser.add_argument("--broker", choices=KINDS, action="append", help="all that a scenario has without any")
     parser.add_argument("--runs", type=int, default=10, help="runs of each scenario that must have seen their fault")
     parser.add_argument("--seed", type=int, default=1, help="the first seed; each run takes the next")
     parser.add_argument("--table", type=Path, help="add the rows to this file, as JSON lines")
     options = parser.parse_args()
-    outcomes: list[Outcome] = []
+    rows = []
     for name in options.scenarios or SCENARIOS:
-        seed, counted, spare = options.seed, 0, options.runs
-        while counted < options.runs and spare >= 0:
-            outcome = in_new_folder(name, seed)
-            outcomes.append(outcome)
-            counted += bool(outcome.seen)
-            spare -= not outcome.seen
-            seed += 1
-            sys.stdout.write(line_of(outcome) + "\n")
-            for finding in outcome.findings[:10]:
-                sys.stdout.write(f"    {finding}\n")
-            sys.stdout.flush()
-    rows = summary(outcomes)
-    if options.table is not None:
-        with options.table.open("a", encoding="utf-8") as table:
-            table.writelines(msgspec.json.encode(row).decode() + "\n" for row in rows)
+        for broker in SCENARIOS[name].brokers:
+            if options.broker is None or broker in options.broker:
+                found = summary(many(name, broker, options.runs, options.seed))
+                rows += found
+                if options.table is not None:
+                    with options.table.open("a", encoding="utf-8") as table:
+                        table.writelines(msgspec.json.encode(row).decode() + "\n" for row in found)
     for row in rows:
         sys.stdout.write(", ".join(f"{k} {v}" for k, v in row.items()) + "\n")
-    short = [r["scenario"] for r in rows if r["n"] < options.runs]
+    short = [f"{r['scenario']} on {r['broker']}" for r in rows if r["n"] < options.runs]
     if short:
         sys.stdout.write(f"too few runs saw their fault: {', '.join(short)}\n")
     return 1 if short or any(r["broken"] for r in rows) else 0

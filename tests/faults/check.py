@@ -18,7 +18,7 @@ from refold.projections.checkpoint import read_partition
 from refold.projections.history import History, read_workflow
 from refold.projections.verdict import Verdict
 
-from . import ledger
+from . import ledger, logs
 
 Record = dict[str, Any]
 
@@ -30,7 +30,6 @@ class Placed(NamedTuple):
     position: int
     key: str | None
     record: Record
-    digest: str
 
 
 class Checked(NamedTuple):
@@ -45,36 +44,79 @@ class Checked(NamedTuple):
     late: int
 
 
-async def whole_log(broker: Broker) -> list[Placed]:
-    """Read every record; bytes that are no JSON are findings of the caller."""
-    out = []
+async def whole_log(broker: Broker) -> tuple[list[Placed], set[str]]:
+    """Read every record; and the digests of bytes that are no object of JSON."""
+    out, garbage = [], set[str]()
     for partition in range(broker.meta.partitions):
         start: int | None = 0
         while start is not None:
             page = await broker.read(partition, start)
             for s in page.records:
-                digest = hashlib.blake2b(s.value).hexdigest()
-                out.append(Placed(partition, s.position, s.key, json.loads(s.value), digest))
+                try:
+                    record = json.loads(s.value)
+                except ValueError:
+                    record = None
+                if isinstance(record, dict):
+                    out.append(Placed(partition, s.position, s.key, record))
+                else:
+                    garbage.add(digest_of(s.value))
             start = page.next
-    return out
+    return out, garbage
+
+
+def digest_of(value: bytes) -> str:
+    return hashlib.blake2b(value).hexdigest()
 
 
 async def check(folder: Path, *, failed: frozenset[str] = frozenset()) -> Checked:
     """Judge a run that is over; `failed` are the workflows whose answer must be an error."""
     lines = ledger.read(folder / "history")
-    async with open_broker(f"sqlite:///{folder}/log.db") as broker:
+    async with open_broker(logs.address(folder)) as broker:
         await broker.ensure_log(create=False)
-        log = await whole_log(broker)
+        log, garbage = await whole_log(broker)
         names = dict.fromkeys(p.key for p in log if p.key is not None)
         histories = [await read_workflow(broker, name) for name in names]
         findings = [*acknowledged(lines, log), *from_nowhere(lines, log), *ordered(lines), *caused(log)]
-        findings += [*answers(lines, failed), *effects(histories, folder), *fenced(log, histories)]
+        findings += [*answers(lines, failed), *effects(histories, folder), *once(histories), *dead(log, failed)]
+        findings += remade(log, histories, folder)
+        findings += planted(garbage, folder)
+        if broker.capabilities.fence_appends:
+            findings += fenced(log, histories)
         findings += await folds(broker, histories)
     calls = ledger.read(folder / "ledger")
     return Checked(
         findings, len(log), sum(line["outcome"] == "ok" for line in lines), len(calls),
         len(calls) - len({c["key"] for c in calls}), deaths(log), len(late_writes(log, histories)),
     )  # fmt: skip
+
+
+def planted(garbage: set[str], folder: Path) -> list[str]:
+    """What is no record was put there by the run."""
+    known = {line["digest"] for line in ledger.read(folder / "planted")}
+    return [f"bytes that nobody has planted: {digest}" for digest in garbage - known]
+
+
+def dead(log: list[Placed], failed: frozenset[str]) -> list[str]:
+    """Nothing is given up but what must fail."""
+    return [
+        f"{p.record['correlation_id']}: {p.record['message_type']}: {p.record.get('fact')}" for p in log
+        if p.record["message_type"] == "dead_lettered" and p.record["correlation_id"] not in failed
+    ]  # fmt: skip
+
+
+def once(histories: list[History]) -> list[str]:
+    """Of what several owners have written for one piece of work, one record counts."""
+    out = []
+    for history in histories:
+        seen = set[tuple[object, ...]]()
+        for j in history.records:
+            r, w = j.envelope, j.envelope.work
+            if w is not None and j.verdict is Verdict.ADMITTED:
+                name = r.sender_id, r.message_type, w.message, w.round, w.attempt, w.step
+                if name in seen:
+                    out.append(f"{history.correlation}: {name} counts twice")
+                seen.add(name)
+    return out
 
 
 def deaths(log: list[Placed]) -> int:
@@ -183,6 +225,26 @@ def effects(histories: list[History], folder: Path) -> list[str]:
             if found[0][1] not in receipts[found[0][0]]:
                 out.append(f"{history.correlation} {where} records a receipt that no call has returned")
     out += [f"a call under key {key} is known to nobody" for key in receipts if key not in known]
+    return out
+
+
+def remade(log: list[Placed], histories: list[History], folder: Path) -> list[str]:
+    """No call is made by an owner that took its partition over after the outcome of the same call was recorded."""
+    at = {p.record["id"]: p for p in log}
+    owned: dict[tuple[int, int], list[int]] = defaultdict(list)
+    for p in log:
+        if p.record["message_type"] == "owner":
+            owned[p.partition, p.record["fact"]["pid"]].append(p.position)
+    recorded = {
+        j.envelope.fact.effect: at[j.envelope.id]  # type: ignore[union-attr]
+        for history in histories for j in history.records
+        if j.envelope.message_type == "effect_completed" and j.verdict is Verdict.ADMITTED
+    }  # fmt: skip
+    out = []
+    for call in ledger.read(folder / "ledger"):
+        done = recorded.get(call["key"])
+        if done is not None and min(owned[done.partition, call["pid"]], default=0) > done.position:
+            out.append(f"the call under key {call['key']} was recorded, and made again by process {call['pid']}")
     return out
 
 

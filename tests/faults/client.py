@@ -16,7 +16,7 @@ from typing import Any
 from refold import AgentMessage, MessageBus
 from refold.bus.errors import AgentError, BrokerUnavailable, LogFull, LogLocked, RefoldError, RequestTimeout
 
-from . import ledger
+from . import ledger, logs
 
 PATIENCE = 120.0
 """Seconds that an operation is tried again: the campaign asks sooner whether there is progress."""
@@ -74,7 +74,7 @@ class Client:
 async def main(folder: Path, name: str, first: int, last: int, seed: int, more: dict[str, str]) -> None:
     agent = more.get("agent", "clerk")
     poison = dict(pair.split(":") for pair in filter(None, more.get("poison", "").split(",")))
-    async with MessageBus.open(f"sqlite:///{folder}/log.db", sender=name) as bus, asyncio.TaskGroup() as tasks:
+    async with MessageBus.open(logs.address(folder), sender=name) as bus, asyncio.TaskGroup() as tasks:
         client = Client(folder, name, bus, seed)
         for number in range(first, last):
             job = {

@@ -6,10 +6,10 @@ import signal
 import time
 from pathlib import Path
 
-from . import ledger
+from . import ledger, server_faults
 from .damage import ALLOWED, DAMAGES, Backup, has_remedy
 from .power_loss import PowerLoss
-from .stage import NoProgress, Process, Scenario, Stage
+from .stage import START, NoProgress, Process, Scenario, Stage
 
 POISONS = ("raise", "hang", "block", "memory", "kill")
 
@@ -19,7 +19,7 @@ async def worker_killed(stage: Stage) -> None:
     for _ in range(2):
         stage.worker()
     client = stage.client("ann", 0, 24)
-    await stage.until(lambda: stage.calls() > 3, 10, "work has begun")
+    await stage.until(lambda: stage.calls() > 3, START, "work has begun")
     for _ in range(4):
         await stage.pause(0.05, 0.3)
         if not client.alive:
@@ -35,7 +35,7 @@ async def client_killed(stage: Stage) -> None:
     """A client is killed between its operations; another one with the same ids finishes them."""
     stage.worker()
     first = stage.client("ann", 0, 24, spread=0.3)
-    await stage.until(lambda: stage.acknowledged() > stage.random.randrange(1, 30), 10, "the client is at work")
+    await stage.until(lambda: stage.acknowledged() > stage.random.randrange(1, 30), START, "the client is at work")
     first.kill()
     stage.seen += any(line["outcome"] == "ok" for line in stage.history())
     await stage.over(stage.client("ann", 0, 24, spread=0.3))
@@ -64,10 +64,10 @@ async def worker_stopped(stage: Stage) -> None:
     """
     first = stage.worker()
     client = stage.client("ann", 0, 24, spread=0.3, pause=0.1)
-    await stage.until(lambda: stage.calls() > 3, 10, "work has begun")
+    await stage.until(lambda: stage.calls() > 3, START, "work has begun")
     await stage.pause(0.0, 0.2)
     await stage.stop(first)
-    while stage.is_locked():
+    while stage.log.is_locked():
         first.signal(signal.SIGCONT)
         await stage.pause(0.0, 0.02)
         await stage.stop(first)
@@ -87,7 +87,7 @@ async def two_race(stage: Stage) -> None:
     for _ in range(2):
         stage.worker()
     clients = [stage.client(name, 0, 16, spread=0.05) for name in ("ann", "bob")]
-    await stage.over(*clients)
+    await stage.over(*clients, within=START)
     by = {line["client"] for line in stage.history() if line["op"] == "start" and line["outcome"] == "ok"}
     await stage.drain()
     stage.seen += len(by) == 2
@@ -97,7 +97,7 @@ async def disk_full(stage: Stage) -> None:
     """No file of any process may grow any more; then there is space again."""
     stage.worker()
     client = stage.client("ann", 0, 24, notes=4)
-    await stage.until(lambda: stage.calls() > 3 and stage.size() > 300_000, 10, "the log is larger than the notes")
+    await stage.until(lambda: stage.calls() > 3 and stage.size() > 300_000, START, "the log is larger than the notes")
     await stage.pause(0.0, 0.3)
     log = stage.size()
     running = [p for p in stage.processes if p.alive]
@@ -185,8 +185,9 @@ async def file_damaged(stage: Stage) -> None:
     await stage.drain()
 
 
-ALL = (
-    worker_killed, client_killed, checkpointer_killed, worker_stopped, two_race, disk_full, poisoned, power_cut,
-    file_damaged,
-)  # fmt: skip
-SCENARIOS: dict[str, Scenario] = {f.__name__: f for f in ALL}
+EVERYWHERE = ("sqlite", "nats", "kafka")
+SCENARIOS: dict[str, Scenario] = {
+    **{f.__name__: Scenario(f, EVERYWHERE) for f in (worker_killed, client_killed, worker_stopped, two_race)},
+    **{f.__name__: Scenario(f) for f in (checkpointer_killed, disk_full, poisoned, power_cut, file_damaged)},
+    **{s.play.__name__: s for s in server_faults.SCENARIOS},
+}

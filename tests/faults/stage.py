@@ -9,24 +9,31 @@ import random
 import re
 import resource
 import signal
-import sqlite3
 import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import psutil
 
 from . import ledger
+from .logs import Log
 
 TESTS = Path(__file__).parent.parent
 PROGRESS = 15.0
 """Seconds after healing within which everything must be over (the promise of the guarantees page)."""
 
+START = 60.0
+"""Seconds for what is no promise: until processes have started and are at work."""
 
-class NoProgress(Exception):
+
+class Broken(Exception):
+    """A promise was broken; the text says which."""
+
+
+class NoProgress(Broken):
     """After the fault was healed the work did not end in time."""
 
 
@@ -58,10 +65,13 @@ class Process:
 
 class Stage:
     """One run. `seen` counts the faults that were seen; a run without any does not count. With `late_counts` a write of
-    an owner that had a successor, refused or an outcome, is a fault that was seen too."""
+    an owner that had a successor, refused or an outcome, is a fault that was seen too. `healed`: seconds from each
+    healing until everything was seen through. Without `judged` the log is gone: the scenario has judged the run.
+    """
 
-    def __init__(self, folder: Path, seed: int) -> None:
+    def __init__(self, folder: Path, seed: int, log: Log) -> None:
         self.folder = folder
+        self.log = log
         self.random = random.Random(seed)
         self.seed = seed
         self.processes: list[Process] = []
@@ -69,6 +79,8 @@ class Stage:
         self.seen = 0
         self.failed: frozenset[str] = frozenset()
         self.late_counts = False
+        self.healed: list[float] = []
+        self.judged = True
 
     # ---- processes -------------------------------------------------------------------------------------------------
     def _start(self, name: str, module: str, *words: str) -> Process:
@@ -83,7 +95,7 @@ class Stage:
 
     def worker(self, **settings: Any) -> Process:
         """Start a worker."""
-        settings = {"lease": 1.0, "stall_limit": 2.0, **settings}
+        settings = {"lease": self.log.lease, "stall_limit": self.log.stall_limit, **settings}
         return self._start("worker", "faults.team", *(f"{k}={v}" for k, v in settings.items()))
 
     def client(self, name: str, first: int, last: int, **settings: Any) -> Process:
@@ -93,6 +105,10 @@ class Stage:
 
     def workers(self) -> list[Process]:
         return [p for p in self.processes if p.name == "worker" and p.alive]
+
+    def is_ready(self, worker: Process) -> bool:
+        """It runs, and heeds SIGTERM."""
+        return any(line["pid"] == worker.child.pid for line in ledger.read(self.folder / "ready"))
 
     def end(self) -> None:
         """End everything that still runs."""
@@ -125,13 +141,18 @@ class Stage:
                 raise NoProgress(f"not within {within:g} s: {what}")
             await asyncio.sleep(0.01)
 
-    async def over(self, *clients: Process, within: float = PROGRESS, keep: Callable[[], Any] = lambda: None) -> None:
+    async def over(
+        self, *clients: Process, within: float | None = None, keep: Callable[[], Any] = lambda: None
+    ) -> None:
         """Healed: the clients must have seen everything through in time. `keep` is called meanwhile."""
+        began, within = time.monotonic(), PROGRESS + self.log.healing if within is None else within
+
         def ended() -> bool:
             keep()
             return not any(c.alive for c in clients)
 
         await self.until(ended, within, f"{', '.join(c.name for c in clients)} done")
+        self.healed.append(time.monotonic() - began)
         for c in clients:
             if c.child.returncode:
                 raise NoProgress(f"{c.name} ended with {c.child.returncode}: {self.last_words(c)}")
@@ -147,21 +168,15 @@ class Stage:
         errors = [line for line in lines if re.match(r"[\w.]+: ", line)]
         return (errors or lines or [""])[-1]
 
+    def errors(self, process: Process) -> list[str]:
+        """Return what a process has said as an error."""
+        return [line for line in self.said(process) if " ERROR " in line or " CRITICAL " in line]
+
     async def stop(self, process: Process) -> None:
         """SIGSTOP; returns when the process stands still."""
         process.signal(signal.SIGSTOP)
         seen = psutil.Process(process.child.pid)
         await self.until(lambda: seen.status() == psutil.STATUS_STOPPED, 10, "it stands still")
-
-    def is_locked(self) -> bool:
-        """Somebody holds the log's write lock, and goes on holding it."""
-        with contextlib.closing(sqlite3.connect(self.folder / "log.db", timeout=0.1, isolation_level=None)) as db:
-            try:
-                db.execute("BEGIN IMMEDIATE")
-            except sqlite3.OperationalError:
-                return True
-            db.execute("ROLLBACK")
-        return False
 
     # ---- what was seen ---------------------------------------------------------------------------------------------
     def history(self) -> list[dict[str, Any]]:
@@ -193,13 +208,18 @@ class Stage:
 
 
 @contextlib.asynccontextmanager
-async def staged(folder: Path, seed: int) -> AsyncIterator[Stage]:
+async def staged(folder: Path, seed: int, log: Log) -> AsyncIterator[Stage]:
     """Open a stage; whatever happens, no process is left behind."""
-    stage = Stage(folder, seed)
+    stage = Stage(folder, seed, log)
     try:
         yield stage
     finally:
         stage.end()
 
 
-Scenario = Callable[[Stage], Awaitable[None]]
+class Scenario(NamedTuple):
+    """What is played, on which brokers, with how many nodes of a server."""
+
+    play: Callable[[Stage], Awaitable[None]]
+    brokers: tuple[str, ...] = ("sqlite",)
+    nodes: int = 1

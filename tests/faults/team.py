@@ -25,7 +25,7 @@ from refold.agents.runtime import serve
 from refold.brokers.sqlite import tidy
 from refold.bus.errors import RefoldError
 
-from . import ledger
+from . import ledger, logs
 
 QUICK = RetryPolicy(attempts=3, initial=0.01, maximum=0.05, jitter=0)
 clerk = Agent("clerk", retry=QUICK)
@@ -122,10 +122,15 @@ def main() -> int:
 
 async def work(folder: Path, agents: list[Agent], member: str | None, numbers: dict[str, Any]) -> int:
     made: list[Worker] = []
+
+    def ready(worker: Worker) -> None:
+        ledger.write(folder / "ready")
+        made.append(worker)
+
     try:
         return await serve(
-            agents, f"sqlite:///{folder}/log.db", group="+".join(a.name for a in agents), member=member,
-            on_ready=made.append, **numbers,
+            agents, logs.address(folder), group="+".join(a.name for a in agents), member=member,
+            on_ready=ready, **numbers,
         )  # fmt: skip
     finally:
         for worker in made:
