@@ -36,7 +36,7 @@ async def shared(broker: Any, processes: int) -> None:
     """Wait until the partitions are shared out among so many."""
     async with asyncio.timeout(60):
         while True:
-            owned = [len(m.presence.owned) for m in await broker.members(GROUP)]
+            owned = [len(m.presence.partitions) for m in await broker.members(GROUP)]
             if len(owned) == processes and max(owned) - min(owned) <= 1 and sum(owned) == broker.meta.partitions:
                 return
             await asyncio.sleep(0.2)
