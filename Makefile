@@ -30,7 +30,7 @@ crash-points: ## die at every call of the log, the stores and the effects, resta
 	cd tests && CRASH_POINTS_ON=$(ON) $(VENV)/bin/python -m crash_points.campaign
 
 bench: ## refold beside hand-written loops and what others offer, in up to an hour (ROWS="append pipeline", ARGS="--turns 3")
-	@scripts/venv.sh $(BENCH) editable bench-peers
+	@scripts/venv.sh $(BENCH) editable bench-peers bench-brokers bench-faststream
 	$(BENCH)/bin/python bench/run.py --limit 3600 $(ARGS) $(ROWS)
 
 faults: ## processes killed, stopped, starved and poisoned; each run judged (RUNS=10, SCENARIOS="worker_killed ...")

@@ -7,7 +7,8 @@ import os
 import random
 import re
 import shutil
-from collections.abc import Awaitable, Callable, Iterator
+import time
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 from zlib import crc32
@@ -118,6 +119,21 @@ async def write(url: str, workflows: Iterator[tuple[str, list[tuple[str, bytes]]
                 batch = []
         if batch:
             await broker.append(batch)
+
+
+def newest(template: Template, count: int) -> Iterator[tuple[str, list[tuple[str, bytes]]]]:
+    """Return so many workflows that began just now."""
+    for _ in range(count):
+        yield template.fill(int(time.time() * 1000))
+
+
+def singly(
+    workflows: Iterable[tuple[str, list[tuple[str, bytes]]]],
+) -> Iterator[tuple[str, list[tuple[str, bytes]]]]:
+    """Return what appends each record by itself, as agents do."""
+    for correlation, records in workflows:
+        for record in records:
+            yield correlation, [record]
 
 
 def prepared(kind: str, size: int) -> Path:

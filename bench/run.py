@@ -13,10 +13,14 @@ from typing import Any
 
 import measure
 
-ROWS = [path.stem for path in sorted((measure.BENCH / "rows").glob("*.py"))]
+FOUND = [path.stem for path in sorted((measure.BENCH / "rows").glob("*.py"))]
+BROKERS = ("nats", "kafka")
+ON = ("append", "pipeline", "rebuild", "scaling", "workflow", "takeover", "waiting")
+"""Rows of each of the two brokers, as in `nats_append`: `rows/on_append.py`."""
+ROWS = [name for name in FOUND if not name.startswith("on_")] + [f"{kind}_{name}" for kind in BROKERS for name in ON]
 ORDER = [
     "append", "promises", "pipeline", "latency", "processes", "child", "wakeup", "rebuild", "waiting", "takeover",
-    "steps", "calls", "imports", "growth", "peers",
+    "steps", "calls", "imports", "growth", "peers", *(f"{kind}_{name}" for kind in BROKERS for name in ON),
 ]  # fmt: skip
 
 
@@ -38,7 +42,9 @@ def main() -> int:
 
 def load(name: str) -> measure.Row:
     """Return the row of that name."""
-    row: measure.Row = importlib.import_module(f"rows.{name}").ROW
+    kind, _, subject = name.partition("_")
+    module = importlib.import_module(f"rows.on_{subject}" if kind in BROKERS else f"rows.{name}")
+    row: measure.Row = module.row(kind) if kind in BROKERS else module.ROW
     return row
 
 

@@ -16,12 +16,12 @@ from rows.pipeline import agents, nothing
 WORKFLOWS = 400
 
 
-async def one_by_one(request: Any) -> dict[str, float]:
+async def one_by_one(request: Any, workflows: int = WORKFLOWS) -> dict[str, float]:
     """Ask again and again; milliseconds a workflow."""
     for _ in range(50):
         await request()
     times = []
-    for _ in range(WORKFLOWS):
+    for _ in range(workflows):
         started = time.perf_counter()
         await request()
         times.append((time.perf_counter() - started) * 1000)
@@ -44,13 +44,15 @@ def raw(folder: Path) -> dict[str, float]:
 
 def refold(folder: Path) -> dict[str, float]:
     """`bus.request`: from the call to the decoded answer."""
+    return asyncio.run(refold_at(f"sqlite:///{folder}/refold.db"))
+
+
+async def refold_at(url: str, workflows: int = WORKFLOWS) -> dict[str, float]:
+    """Measure refold on the log of that URL."""
     from refold import run
 
-    async def main() -> dict[str, float]:
-        async with run(*agents(), broker=f"sqlite:///{folder}/refold.db") as bus:
-            return await one_by_one(lambda: bus.request("stage1", hand.PAYLOAD))
-
-    return asyncio.run(main())
+    async with run(*agents(), broker=url) as bus:
+        return await one_by_one(lambda: bus.request("stage1", hand.PAYLOAD), workflows)
 
 
 ROW = Row(

@@ -6,6 +6,7 @@ import asyncio
 import itertools
 import time
 import uuid
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -41,17 +42,27 @@ def agents() -> list[Any]:
     return made
 
 
-async def flood(request: Any, workflows: int, at_once: int) -> float:
+async def flood(request: Any, workflows: int | Iterable[Any], at_once: int) -> float:
     """Keep that many workflows open; return workflows per second."""
-    todo = iter(range(workflows))
+    todo = iter(range(workflows) if isinstance(workflows, int) else workflows)
+    done = 0
 
     async def client() -> None:
+        nonlocal done
         for _ in todo:
             await request()
+            done += 1
 
     started = time.perf_counter()
     await asyncio.gather(*(client() for _ in range(at_once)))
-    return workflows / (time.perf_counter() - started)
+    return done / (time.perf_counter() - started)
+
+
+def lasting(seconds: float) -> Iterator[None]:
+    """What a flood does for so long."""
+    until = time.perf_counter() + seconds
+    while time.perf_counter() < until:
+        yield None
 
 
 def by_hand(pipeline: type[hand.Pipeline], folder: Path) -> dict[str, float]:
@@ -111,6 +122,11 @@ def folding(folder: Path) -> dict[str, float]:
 
 def refold(folder: Path) -> dict[str, float]:
     """Engine: a workflow is over when its last stage has ended. Answers: a client waits for each answer."""
+    return asyncio.run(refold_at(f"sqlite:///{folder}/refold.db", lambda: 500, lambda: WORKFLOWS))
+
+
+async def refold_at(url: str, before: Callable[[], Any], workflows: Callable[[], Any]) -> dict[str, float]:
+    """Measure refold on the log of that URL; `before` and `workflows` give what a flood does."""
     from refold import AgentMessage, run
 
     ended = asyncio.Queue[None]()
@@ -119,22 +135,19 @@ def refold(folder: Path) -> dict[str, float]:
         if handling.agent == f"stage{hand.STAGES}":
             ended.put_nowait(None)
 
-    async def main() -> dict[str, float]:
-        async with run(*agents(), broker=f"sqlite:///{folder}/refold.db", on_handled=on_handled) as bus:
+    async with run(*agents(), broker=url, on_handled=on_handled) as bus:
 
-            async def one() -> None:
-                await bus.send_message(AgentMessage.request("stage1", hand.PAYLOAD))
-                await ended.get()
+        async def one() -> None:
+            await bus.send_message(AgentMessage.request("stage1", hand.PAYLOAD))
+            await ended.get()
 
-            async def answered() -> None:
-                await bus.request("stage1", hand.PAYLOAD)
-                await ended.get()
+        async def answered() -> None:
+            await bus.request("stage1", hand.PAYLOAD)
+            await ended.get()
 
-            await flood(one, 500, AT_ONCE)
-            engine = await flood(one, WORKFLOWS, AT_ONCE)
-            return {"engine": engine, "answers": await flood(answered, WORKFLOWS // 2, AT_ONCE)}
-
-    return asyncio.run(main())
+        await flood(one, before(), AT_ONCE)
+        engine = await flood(one, workflows(), AT_ONCE)
+        return {"engine": engine, "answers": await flood(answered, workflows(), AT_ONCE)}
 
 
 ROW = Row(

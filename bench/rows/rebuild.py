@@ -58,19 +58,28 @@ def timed(fold_page: Callable[[list[tuple[int, str, bytes]]], None]) -> dict[str
 
 def raw(folder: Path) -> dict[str, float]:
     """Read pages, decode each record, fold it into the state of its workflow; states are kept in memory."""
-    states: dict[str, dict[str, Any]] = {}
+    fold = bare({})
 
     def fold_page(rows: list[tuple[int, str, bytes]]) -> None:
         for _, _, value in rows:
-            r = hand.decode(value)
-            state = states.get(r.correlation_id)
-            if state is None:
-                state = states[r.correlation_id] = {"last": "", "kinds": {}}
-            kinds = state["kinds"]
-            kinds[r.message_type] = kinds.get(r.message_type, 0) + 1
-            state["last"] = r.sender_id
+            fold(value)
 
     return timed(fold_page)
+
+
+def bare(states: dict[str, dict[str, Any]]) -> Callable[[bytes], None]:
+    """Return what decodes a record and folds it."""
+
+    def fold(value: bytes) -> None:
+        r = hand.decode(value)
+        state = states.get(r.correlation_id)
+        if state is None:
+            state = states[r.correlation_id] = {"last": "", "kinds": {}}
+        kinds = state["kinds"]
+        kinds[r.message_type] = kinds.get(r.message_type, 0) + 1
+        state["last"] = r.sender_id
+
+    return fold
 
 
 def admitted(folder: Path) -> dict[str, float]:
@@ -100,21 +109,23 @@ def admitted(folder: Path) -> dict[str, float]:
 
 def refold(folder: Path) -> dict[str, float]:
     """`refold rebuild`: judged by admission, states and position stored, blue/green."""
+    url = f"sqlite:///{logs.prepared('completed', RECORDS)}/log.db"
+    return {"rate": asyncio.run(refold_at(url, folder))}
+
+
+async def refold_at(url: str, folder: Path) -> float:
+    """Measure refold on the log of that URL; records per second."""
     from refold.brokers import open_broker
     from refold.projections.runner import rebuild
     from refold.projections.store import ProjectionStore
 
-    async def main() -> float:
-        url = f"sqlite:///{logs.prepared('completed', RECORDS)}/log.db"
-        async with contextlib.AsyncExitStack() as stack:
-            broker = await stack.enter_async_context(open_broker(url))
-            meta = await broker.ensure_log()
-            store = await stack.enter_async_context(ProjectionStore.open(folder / "projections.db", meta.log_id))
-            started = time.perf_counter()
-            folded, _ = await rebuild(broker, store, Kinds())
-            return folded / (time.perf_counter() - started)
-
-    return {"rate": asyncio.run(main())}
+    async with contextlib.AsyncExitStack() as stack:
+        broker = await stack.enter_async_context(open_broker(url))
+        meta = await broker.ensure_log()
+        store = await stack.enter_async_context(ProjectionStore.open(folder / "projections.db", meta.log_id))
+        started = time.perf_counter()
+        folded, _ = await rebuild(broker, store, Kinds())
+        return folded / (time.perf_counter() - started)
 
 
 ROW = Row(

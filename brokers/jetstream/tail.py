@@ -58,7 +58,8 @@ class Tail:
         out = [self.buffer.popleft() for _ in range(min(limit, len(self.buffer)))]
         if out:
             self.next = out[-1].position + 1
-            self._heard.set()
+            if self._asked <= PULL // 2:  # there may be room to ask for more
+                self._heard.set()
         return out
 
     async def run(self, news: Callable[[], None]) -> None:
@@ -87,12 +88,13 @@ class Tail:
             await self._make(news)
             while not self._broken and reconnects == self._link.reconnects:
                 await self._pull()
+                taken = self._taken
                 self._heard.clear()
                 try:
                     async with asyncio.timeout(SILENCE):
                         await self._heard.wait()
                 except TimeoutError:
-                    if self._asked:
+                    if self._asked and self._taken == taken:
                         return
         finally:
             await self._end()
