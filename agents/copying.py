@@ -24,7 +24,7 @@ from ..bus.errors import ConfigError, LogMissing, NoSuchWorkflow, TooLarge, Unde
 from ..bus.message import AgentMessage, Envelope, new_id
 from ..bus.partition import partition_of
 from ..bus.values import check_text
-from ..projections.partition import is_own, listen
+from ..projections.partition import Heard, is_own, listen
 from ..projections.view import Listeners
 
 COPIER = "refold-copy"
@@ -65,15 +65,17 @@ class Lane:
         self.partition = partition
         self.listeners: Listeners = {}
         self.theirs: Listeners = {}
+        self.heard: Heard = {}
+        self.their_heard: Heard = {}
         self.epoch = 0
         self.unclaimed: dict[str, set[str]] = {}
         self.waiting: list[tuple[str | None, bytes]] = []
 
     def take(self, r: Envelope) -> None:
         """Fold a record of the partition's own."""
-        self._claimed(_listen(self.listeners, r))
+        self._claimed(_listen(self.listeners, self.heard, r))
         if r.sender_id != COPIER:
-            _listen(self.theirs, r)
+            _listen(self.theirs, self.their_heard, r)
         elif isinstance(r.fact, facts.Owner):
             self.epoch = max(self.epoch, r.fact.epoch)
 
@@ -104,9 +106,9 @@ class Lane:
         self._claimed(wanted)
 
 
-def _listen(listeners: Listeners, r: Envelope) -> list[str]:
+def _listen(listeners: Listeners, heard: Heard, r: Envelope) -> list[str]:
     """Let a partition's own record change who listens; return the agents that are new."""
-    return [agent for agent, _ in listen(listeners, r)]
+    return [agent for agent, _ in listen(listeners, heard, r)]
 
 
 def _own(kind: str, fact: facts.Fact) -> AgentMessage:
@@ -180,10 +182,10 @@ class Copy:
                 for stored in page:
                     self._scan(lane, stored)
         for partition, end in ends.items():
-            listeners: Listeners = {}
+            listeners, heard = dict[str, tuple[str, ...]](), Heard()
             self.called = {}
             async for page in self._pages(self.source, partition, end):
-                await self._take(page, partition, listeners)
+                await self._take(page, partition, listeners, heard)
         for id, known in list(self.known.items()):
             if 0 < known.met < known.count:
                 await self._compare(id)
@@ -206,11 +208,11 @@ class Copy:
             async for page in _workflow(self.target, id):
                 for stored in page:
                     self._scan(lane, stored)
-            listeners: Listeners = {}
+            listeners, heard = dict[str, tuple[str, ...]](), Heard()
             self.called, found = {}, False
             async for page in _workflow(self.source, id):
                 found = found or any(s.key == id for s in page)
-                await self._take(page, partition_of(id, self.source.meta.partitions), listeners)
+                await self._take(page, partition_of(id, self.source.meta.partitions), listeners, heard)
             if not found:
                 raise NoSuchWorkflow(f"the log at {self.source.url} holds no workflow {id!r}")
             known = self.known.get(id)
@@ -232,12 +234,12 @@ class Copy:
             if r is not None and _obliges(r):
                 lane.oblige(r)
 
-    async def _take(self, page: list[Stored], partition: int, listeners: Listeners) -> None:
+    async def _take(self, page: list[Stored], partition: int, listeners: Listeners, heard: Heard) -> None:
         """Take in records of the source, and append what the target has not."""
         for stored in page:
             r = _envelope(stored)
             if stored.key is None and r is not None and is_own(r):
-                self._claim(_listen(listeners, r), listeners)
+                self._claim(_listen(listeners, heard, r), listeners)
             elif stored.key is None or not _belongs(stored, r, partition, self.source.meta.partitions):
                 self.misplaced += 1
             else:

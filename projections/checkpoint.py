@@ -18,7 +18,7 @@ from .segments import KEY_SIZE, NONE, join, split, split_entry
 from .stubs import Stub
 from .workflow import Workflow
 
-CHECKPOINT_FORMAT = 5
+CHECKPOINT_FORMAT = 6
 HEAD = b"head"
 STUBS = b"stubs"
 """A number of four bytes follows. Keys of workflows have 16 bytes, those of their segments 32."""

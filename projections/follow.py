@@ -11,7 +11,7 @@ from ..bus.errors import UndecodableRecord
 from ..bus.message import Envelope
 from ..bus.partition import partition_of
 from ..bus.values import check_text
-from .partition import is_own, listen
+from .partition import Heard, is_own, listen
 from .verdict import Verdict
 from .view import Listeners
 from .workflow import Workflow
@@ -44,6 +44,7 @@ class Follower:
         self.partition = partition_of(correlation, broker.meta.partitions)
         self.workflow = Workflow(correlation)
         self.listeners: Listeners = {}
+        self.heard: Heard = {}
         self.owners: dict[str, Envelope] = {}
         self.whole = not after
         self.answers: dict[int, bytes] = {}
@@ -69,7 +70,7 @@ class Follower:
                     continue
                 if is_own(r) and stored.key is None:
                     self.owners[r.id] = r
-                    for agent, wanted in list(listen(self.listeners, r)):
+                    for agent, wanted in list(listen(self.listeners, self.heard, r)):
                         self.workflow.view.claim(agent, wanted)
                 elif r.correlation_id == stored.key == self.correlation:
                     verdict = self.workflow.admit(r, stored.position, dict(self.listeners))

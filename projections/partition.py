@@ -23,6 +23,8 @@ from .workflow import NeedsHistory, Workflow
 
 RECENT = 256
 NOTHING: Sequence[str] = ()
+Heard = dict[str, int]
+"""What was said of who listens: the newest epoch of each group; of each `retired` its id, behind that word."""
 
 
 class Ownership(Struct, gc=False, array_like=True):
@@ -56,6 +58,7 @@ class Shared(Struct, array_like=True):
     unclaimed: dict[str, list[str]] = field(default_factory=dict)
     undecodable: int = 0
     forgot: bool = False
+    heard: dict[str, int] = field(default_factory=dict)
 
 
 class PartitionFold:
@@ -69,6 +72,7 @@ class PartitionFold:
         self.partition = partition
         self.partitions = partitions
         self.listeners: Listeners = {}
+        self.heard: Heard = {}
         self.groups: dict[str, Ownership] = {}
         self.live: dict[str, Workflow] = {}
         self.entries: dict[str, bytes] = {}
@@ -169,7 +173,7 @@ class PartitionFold:
 
     def restore(self, correlation: str, records: list[Stored]) -> None:
         """Fold the earlier records of a workflow again (those below the current position, read by key)."""
-        w, listeners = Workflow(correlation), dict[str, tuple[str, ...]]()
+        w, listeners, heard = Workflow(correlation), dict[str, tuple[str, ...]](), Heard()
         for stored in records:
             if stored.position > self.position:
                 break
@@ -178,7 +182,7 @@ class PartitionFold:
             except UndecodableRecord:
                 continue
             if is_own(r) and stored.key is None:
-                for agent, wanted in list(listen(listeners, r)):
+                for agent, wanted in list(listen(listeners, heard, r)):
                     w.view.claim(agent, wanted)
             elif r.correlation_id == stored.key == correlation:
                 w.admit(r, stored.position, dict(listeners))
@@ -222,7 +226,7 @@ class PartitionFold:
             known = self.groups.get(fact.group)
             if known is not None and known.epoch == fact.epoch:
                 known.released = True
-        for agent, wanted in listen(self.listeners, r):
+        for agent, wanted in listen(self.listeners, self.heard, r):
             for correlation in self.unclaimed.pop(agent, {}):
                 w = self.find(correlation)
                 if w is None and correlation in self.recent:
@@ -239,14 +243,14 @@ class PartitionFold:
         unclaimed = {agent: list(ws) for agent, ws in self.unclaimed.items()}
         return Shared(
             self.listeners, self.groups, self.stubs.number, list(self.strays), unclaimed, self.undecodable,
-            self.stubs.forgot,
+            self.stubs.forgot, self.heard,
         )  # fmt: skip
 
     def load(
         self, shared: Shared, stubs: Iterable[Stub], entries: Iterable[Kept], position: int, last_id: str
     ) -> None:
         """Take over what a checkpoint kept."""
-        self.listeners, self.groups = shared.listeners, shared.groups
+        self.listeners, self.groups, self.heard = shared.listeners, shared.groups, shared.heard
         self.stubs.load(stubs, shared.next_stub, shared.forgot)
         self.strays = dict.fromkeys(shared.strays)
         self.unclaimed = {agent: dict.fromkeys(ws) for agent, ws in shared.unclaimed.items()}
@@ -265,12 +269,16 @@ def is_own(r: Envelope) -> bool:
     return r.message_type in kinds.PARTITION and not r.correlation_id
 
 
-def listen(listeners: Listeners, r: Envelope) -> Iterator[tuple[str, tuple[str, ...]]]:
-    """Let a partition's own record change who listens; yield the agents that are new."""
+def listen(listeners: Listeners, heard: Heard, r: Envelope) -> Iterator[tuple[str, tuple[str, ...]]]:
+    """Let a partition's own record change who listens; yield the agents that are new. What comes again changes nothing,
+    nor does an `owner` that comes late: one that is not newer than its group's newest."""
     fact = r.fact
     if isinstance(fact, facts.Retired):
-        listeners.pop(fact.agent, None)
-    elif isinstance(fact, facts.Owner):
+        if f"retired {r.id}" not in heard:
+            heard[f"retired {r.id}"] = 0
+            listeners.pop(fact.agent, None)
+    elif isinstance(fact, facts.Owner) and fact.epoch > heard.get(fact.group, -1):
+        heard[fact.group] = fact.epoch
         for agent, wanted in fact.agents.items():
             new = agent not in listeners
             listeners[agent] = wanted

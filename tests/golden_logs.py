@@ -34,6 +34,7 @@ class Reader:
         self.partition = partition
         self.workflows: dict[str, Workflow] = {}
         self.listeners: dict[str, tuple[str, ...]] = {}
+        self.heard: dict[str, int] = {}
         self.raws: dict[int, bytes] = {}
 
     def fold(self, s: Stored) -> str:
@@ -43,7 +44,7 @@ class Reader:
         r = codec.envelope(s.value)
         self.raws[s.position] = s.value
         if not r.correlation_id:
-            for agent, wanted in list(listen(self.listeners, r)) if s.key is None else ():
+            for agent, wanted in list(listen(self.listeners, self.heard, r)) if s.key is None else ():
                 for w in self.workflows.values():
                     w.view.claim(agent, wanted)
             return "of the partition"

@@ -35,6 +35,7 @@ class RandomLog:
         self.names = [next(mine) for _ in range(workflows)]
         self.folds = {n: Workflow(n) for n in self.names}
         self.listeners: dict[str, tuple[str, ...]] = {}
+        self.heard: dict[str, int] = {}
         self.records: list[Stored] = []
         self.epoch = 0
         self.number = 0
@@ -54,7 +55,7 @@ class RandomLog:
         self.records.append(Stored(position, None if own else m.correlation_id, raw, 1000.0 + position))
         r = codec.envelope(raw)
         if own:
-            for agent, wanted in list(listen(self.listeners, r)):
+            for agent, wanted in list(listen(self.listeners, self.heard, r)):
                 for w in self.folds.values():
                     w.view.claim(agent, wanted)
         elif m.correlation_id in self.folds:
@@ -293,12 +294,13 @@ async def written(log: RandomLog) -> MemoryBroker:
 def whole(log: RandomLog, records: list[Stored]) -> dict[str, Workflow]:
     """Every workflow's fold from zero, with nothing frozen, parked or forgotten."""
     folds, listeners = {n: Workflow(n) for n in log.names}, dict[str, tuple[str, ...]]()
+    heard: dict[str, int] = {}
     for s in records:
         if s.value == NO_RECORD:
             continue
         r = codec.envelope(s.value)
         if s.key is None and not r.correlation_id:
-            for agent, wanted in list(listen(listeners, r)):
+            for agent, wanted in list(listen(listeners, heard, r)):
                 for w in folds.values():
                     w.view.claim(agent, wanted)
         elif r.correlation_id == s.key and r.correlation_id in folds:

@@ -99,13 +99,14 @@ class OddLog:
 def verdicts_from_zero(log: OddLog) -> list[tuple[str, Verdict]]:
     """Another reader: every workflow from its start, nothing frozen or forgotten."""
     folds, listeners, out = dict[str, Workflow](), dict[str, tuple[str, ...]](), list[tuple[str, Verdict]]()
+    heard: dict[str, int] = {}
     for stored in log.records:
         try:
             r = codec.envelope(stored.value)
         except UndecodableRecord:
             continue
         if stored.key is None and is_own(r):
-            for agent, wanted in list(listen(listeners, r)):
+            for agent, wanted in list(listen(listeners, heard, r)):
                 for w in folds.values():
                     w.view.claim(agent, wanted)
         elif stored.key == r.correlation_id and not log.fold.is_stray(r):

@@ -28,9 +28,8 @@ FILES, HISTORIES = (30, 50) if THOROUGH else (4, 50)
 PARTITIONS = 4
 
 
-def operations(seed: int, refused: bool = True) -> list[list[Item]]:
-    """Calls of `append`: the records of many histories, one or several a call, some of them a second time; those of
-    partitions only where they are then refused."""
+def operations(seed: int) -> list[list[Item]]:
+    """Calls of `append`: the records of many histories, one or several a call, some of them a second time."""
     chance, histories = random.Random(seed), list[list[Item]]()
     for i in range(HISTORIES):
         log = RandomLog(seed * 1000 + i, workflows=2, partition=i % PARTITIONS, partitions=PARTITIONS)
@@ -41,7 +40,7 @@ def operations(seed: int, refused: bool = True) -> list[list[Item]]:
         some = chance.sample(histories, min(len(histories), 6))
         calls.append([h.pop(0) for h in some for _ in range(min(len(h), chance.randrange(1, 5)))])
         if chance.random() < 0.2:
-            calls.append([item for item in chance.choice(calls) if refused or item.key is not None])
+            calls.append(chance.choice(calls))
     return calls
 
 
@@ -129,7 +128,7 @@ async def equal_on(seed: int, *urls: str) -> None:
         sides = [Side(await stack.enter_async_context(open_broker(url))) for url in urls]
         for side in sides:
             await side.broker.ensure_log(LogSpec(partitions=PARTITIONS))
-        calls = operations(seed, all(side.broker.capabilities.refuse_duplicates for side in sides))
+        calls = operations(seed)
         for i, items in enumerate(calls):
             first, *others = [await side.append(items) for side in sides]
             for side, answers in zip(sides[1:], others, strict=True):

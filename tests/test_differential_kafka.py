@@ -9,7 +9,7 @@ from kafka_logs import new_log
 from test_differential import PARTITIONS, THOROUGH, Side, digest, operations
 
 from refold.brokers import open_broker
-from refold.bus.broker import Item, LogSpec
+from refold.bus.broker import LogSpec
 from refold.bus.partition import partition_of
 from refold.projections.checkpoint import read_partition
 from refold.projections.history import read_workflow
@@ -25,7 +25,7 @@ def test_equal_operations_give_an_equal_path_and_state_on_kafka(seed, kafka_addr
             sides = [Side(memory), Side(kafka)]
             for side in sides:
                 await side.broker.ensure_log(LogSpec(partitions=PARTITIONS))
-            calls = once_of_partitions(operations(seed))
+            calls = operations(seed)
             for i, items in enumerate(calls):
                 for side in sides:
                     await side.append(items)
@@ -38,14 +38,6 @@ def test_equal_operations_give_an_equal_path_and_state_on_kafka(seed, kafka_addr
 
     asyncio.run(main())
 
-
-def once_of_partitions(calls: list[list[Item]]) -> list[list[Item]]:
-    """A partition's own records, each once: of these the fold takes one that is there again as said again."""
-    seen, out = set[str](), list[list[Item]]()
-    for items in calls:
-        out.append([item for item in items if item.key is not None or item.records[0].id not in seen])
-        seen |= {item.records[0].id for item in items if item.key is None}
-    return out
 
 
 async def compare(memory: Side, kafka: Side, names: list[str]) -> None:

@@ -17,6 +17,7 @@ class Log:
 
     def __init__(self) -> None:
         self.fold = PartitionFold(0, 1)
+        self.records: dict[int, Stored] = {}
 
     def put(self, kind: str, fact: facts.Fact, key: str | None = None) -> None:
         position = self.fold.position + 1
@@ -24,7 +25,7 @@ class Log:
             id=f"r{position}", sender_id="m", receiver_id="*", message_type=kind, correlation_id=key or "",
             timestamp=float(position), fact=fact,
         )  # fmt: skip
-        stored = Stored(position, key, codec.encode(message), float(position))
+        stored = self.records[position] = Stored(position, key, codec.encode(message), float(position))
         r = self.fold.open_envelope(stored)
         assert r is not None
         self.fold.fold(stored, r)
@@ -34,6 +35,16 @@ class Log:
 
     def released(self, epoch: int, group: str = "g") -> None:
         self.put(kinds.OWNER_RELEASED, facts.OwnerReleased(group=group, epoch=epoch, member="m"))
+
+    def retired(self, agent: str) -> None:
+        self.put(kinds.RETIRED, facts.Retired(agent=agent, actor="t"))
+
+    def again(self, position: int) -> None:
+        """What is at that position comes once more."""
+        stored = self.records[position]._replace(position=self.fold.position + 1)
+        r = self.fold.open_envelope(stored)
+        assert r is not None
+        self.fold.fold(stored, r)
 
     def died(self, group: str = "g") -> bool:
         return self.fold.groups[group].after_death
@@ -51,6 +62,28 @@ def test_an_owner_that_follows_a_release_follows_no_death_and_any_other_follows_
     log.released(3)
     log.owner(4)
     assert not log.died()
+
+
+def test_what_comes_again_changes_nobody_who_listens():
+    """Brokers that refuse no duplicates have such records."""
+    log = Log()
+    log.owner(1)  # at 1
+    log.retired("a")  # at 2
+    log.again(1)
+    assert log.fold.listeners == {}
+    log.owner(2)
+    assert log.fold.listeners == {"a": ()}
+    log.again(2)
+    log.owner(1)
+    assert log.fold.listeners == {"a": ()}
+    changed, _ = changes(log.fold, lambda w: True)
+    taken_over = PartitionFold(0, 1)
+    assert restore(taken_over, Checkpoint(log.fold.position, log.fold.last_id.encode(), changed))
+    log.fold = taken_over
+    log.again(2)
+    log.retired("a")
+    log.again(1)
+    assert log.fold.listeners == {}
 
 
 def test_the_release_of_an_older_epoch_says_nothing_of_the_owner_who_came_after_it():

@@ -153,13 +153,15 @@ async def _file(folder: Path, nodes: int) -> AsyncIterator[Log]:
 @asynccontextmanager
 async def _nats(folder: Path, nodes: int) -> AsyncIterator[Log]:
     async with nats_server(_home(folder), nodes=nodes) as server:
-        yield NatsLog(f"{server.scheme}://{server.bootstrap}/{NAMESPACE}?partitions={PARTITIONS}&replicas={nodes}&sync=always", server)
+        settings = f"partitions={PARTITIONS}&replicas={nodes}&sync=always"
+        yield NatsLog(f"{server.scheme}://{server.bootstrap}/{NAMESPACE}?{settings}", server)
 
 
 @asynccontextmanager
 async def _kafka(folder: Path, nodes: int) -> AsyncIterator[Log]:
     async with kafka_server(_home(folder), nodes=nodes) as server:
-        yield KafkaLog(f"{server.scheme}://{server.bootstrap}/{NAMESPACE}?partitions={PARTITIONS}&replication={nodes}", server)
+        settings = f"partitions={PARTITIONS}&replication={nodes}"
+        yield KafkaLog(f"{server.scheme}://{server.bootstrap}/{NAMESPACE}?{settings}", server)
 
 
 def _home(folder: Path) -> Path:

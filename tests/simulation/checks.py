@@ -130,11 +130,12 @@ def _check_record(world: World, stored: Stored, r: Envelope, verdict: Verdict) -
 def _check_readers(world: World, read: Read) -> None:
     """Other readers come to the same verdicts: the independent model, and one that folds a workflow by key."""
     listeners: dict[str, tuple[str, ...]] = {}
+    heard: dict[str, int] = {}
     models: dict[str, Model] = defaultdict(Model)
     alone: dict[str, Workflow] = {}
     for stored, r, verdict in read.judged:
         if r.message_type in kinds.PARTITION:
-            for agent, wanted in list(listen(listeners, r)):
+            for agent, wanted in list(listen(listeners, heard, r)):
                 for m in models.values():
                     m.claim(agent, wanted)
                 for w in alone.values():
