@@ -159,10 +159,10 @@ async def minority_cut_off(stage: Stage) -> None:
     stage.seen += is_at_work(stage, client)
     node.stop()
     try:
-        await stage.over(client)
+        await stage.pause(6.0, 12.0)
     finally:
         node.cont()
-    await stage.over(stage.client("bob", 24, 30))
+    await stage.over(client, stage.client("bob", 24, 30))
     await stage.drain()
 
 
