@@ -111,7 +111,9 @@ class NatsLog(Log):
 
 
 class KafkaLog(Log):
-    """Topics of a Kafka."""
+    """Topics of a Kafka. Its nodes take each other for dead after 9 s (`broker.session.timeout.ms`)."""
+
+    healing = 9.0
 
     async def _administer(self, work: Callable[[Any], Awaitable[object]]) -> None:
         from aiokafka.admin import AIOKafkaAdminClient
