@@ -10,6 +10,7 @@ TESTS ?=
 N ?= 2
 RUNS ?= 10
 SCENARIOS ?=
+BROKERS ?=
 WORDS ?=
 ON ?=
 SAMPLE ?= 300
@@ -33,9 +34,9 @@ bench: ## refold beside hand-written loops and what others offer, in up to an ho
 	@scripts/venv.sh $(BENCH) editable bench-peers bench-brokers bench-faststream
 	$(BENCH)/bin/python bench/run.py --limit 3600 $(ARGS) $(ROWS)
 
-faults: ## processes killed, stopped, starved and poisoned; each run judged (RUNS=10, SCENARIOS="worker_killed ...")
+faults: ## processes and servers killed, stopped, starved; each run judged (RUNS=10, SCENARIOS="worker_killed ...", BROKERS="nats kafka")
 	@scripts/venv.sh $(VENV) editable test
-	cd tests && $(VENV)/bin/python -m faults.campaign $(SCENARIOS) --runs $(RUNS)
+	cd tests && $(VENV)/bin/python -m faults.campaign $(SCENARIOS) $(BROKERS:%=--broker %) --runs $(RUNS)
 
 mutants: ## put each seeded mistake into a copy of the product: the tests must notice it (WORDS="of its name")
 	@scripts/venv.sh $(VENV) editable test

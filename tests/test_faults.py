@@ -5,11 +5,15 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+from types import SimpleNamespace
 
 import pytest
 from faults.campaign import run_once
-from faults.check import Placed, acknowledged, answers, caused, from_nowhere, ordered
+from faults.check import Placed, acknowledged, answers, caused, dead, from_nowhere, once, ordered, planted, remade
+from faults.logs import CannotPlay
 from faults.scenarios import SCENARIOS
+
+from refold.projections.verdict import Verdict
 
 THOROUGH = os.environ.get("REFOLD_TESTS") == "thorough"
 QUICK = (
@@ -30,7 +34,12 @@ def test_no_promise_is_broken_under(scenario, broker, seed, tmp_path, request):
     for n in range(4):
         folder = tmp_path / str(n)
         folder.mkdir()
-        outcome = asyncio.run(run_once(scenario, broker, seed + 100 * n, folder))
+        try:
+            outcome = asyncio.run(run_once(scenario, broker, seed + 100 * n, folder))
+        except CannotPlay as error:
+            if os.environ.get("REFOLD_WITHOUT") == "small-disks":
+                pytest.skip(f"a server's full disk is NOT tested: {error}")
+            pytest.fail(f"{error}; or leave this out knowingly: REFOLD_WITHOUT=small-disks")
         assert outcome.findings == [], outcome
         if outcome.seen:
             return
@@ -77,6 +86,36 @@ def test_the_judge_wants_one_answer_for_every_start_and_an_error_for_every_poiso
     assert answers([start, done, said("result", "ok", answer="y")], frozenset())
     assert answers([start, done], frozenset({"w"}))
     assert answers([start, said("result", "ok", error="poison")], frozenset({"w"})) == []
+
+
+def test_the_judge_sees_a_call_that_was_recorded_and_is_made_again_by_a_later_owner(tmp_path):
+    """By one that had taken the partition over before, it was not yet recorded for all it could know."""
+    def owner(position: int, pid: int) -> Placed:
+        fact = {"pid": pid, "group": "g", "epoch": position}
+        return placed(position, f"owner {position}", message_type="owner", fact=fact)
+
+    envelope = SimpleNamespace(message_type="effect_completed", id="done", fact=SimpleNamespace(effect="key"))
+    history = SimpleNamespace(records=[SimpleNamespace(envelope=envelope, verdict=Verdict.ADMITTED)])
+    (tmp_path / "ledger").write_text('{"key": "key", "pid": 7, "receipt": "a"}\n')
+    assert remade([owner(1, 7), placed(2, "done")], [history], tmp_path) == []
+    assert remade([owner(1, 6), placed(2, "done"), owner(3, 7)], [history], tmp_path)
+
+
+def test_the_judge_sees_dead_letters_and_bytes_that_nobody_has_planted(tmp_path):
+    letter = placed(1, "a", message_type="dead_lettered")
+    assert dead([letter], frozenset({"w"})) == []
+    assert dead([letter], frozenset())
+    (tmp_path / "planted").write_text('{"digest": "x"}\n')
+    assert planted({"x"}, tmp_path) == []
+    assert planted({"x", "y"}, tmp_path)
+
+
+def test_the_judge_sees_work_that_counts_twice():
+    work = SimpleNamespace(message="m", round=0, attempt=0, step="1")
+    envelope = SimpleNamespace(sender_id="a", message_type="handled", work=work)
+    records = [SimpleNamespace(envelope=envelope, verdict=v) for v in (Verdict.ADMITTED, Verdict.VOID)]
+    assert once([SimpleNamespace(correlation="w", records=records)]) == []
+    assert once([SimpleNamespace(correlation="w", records=[*records, records[0]])])
 
 
 def test_every_finding_is_a_sentence_that_can_be_written_down():

@@ -26,6 +26,8 @@ ANSWER = 5.0
 """Seconds to wait for a connection, and for the answer to one request."""
 SOON, PATIENCE = 2.0, 10.0
 """Seconds after which a question is asked again, and after which it is no more."""
+PING = 2
+"""Seconds between two signs of life that are asked for: a server that is silent is left for another one after three."""
 PENDING = 8 * 1024 * 1024
 STATUS = "Status"
 SPACE = " \t\n\r\x0b\x0c"
@@ -97,7 +99,7 @@ class Link:
             async with asyncio.timeout(CONNECT):
                 await self.client.connect(
                     **options, name="refold", max_reconnect_attempts=-1, reconnect_time_wait=1, connect_timeout=2,
-                    ping_interval=10, max_outstanding_pings=2, pending_size=PENDING, drain_timeout=5,
+                    ping_interval=PING, max_outstanding_pings=2, pending_size=PENDING, drain_timeout=5,
                     skip_subject_validation=True,  # each is made of tokens that are safe (`names.token_of`)
                     error_cb=self._errs, disconnected_cb=self._falls, reconnected_cb=self._rises,
                     closed_cb=self._falls,

@@ -21,7 +21,7 @@ from typing import Any
 import msgspec
 
 from .check import Checked, check
-from .logs import KINDS, laid
+from .logs import KINDS, CannotPlay, laid
 from .scenarios import SCENARIOS
 from .stage import Broken, staged
 
@@ -50,7 +50,7 @@ async def run_once(scenario: str, broker: str, seed: int, folder: Path) -> Outco
     began, played = time.monotonic(), SCENARIOS[scenario]
     findings: list[str] = []
     checked: Checked | None = None
-    async with laid(broker, folder, played.nodes) as log, staged(folder, seed, log) as stage:
+    async with laid(broker, folder, played.nodes, played.disk) as log, staged(folder, seed, log) as stage:
         try:
             async with asyncio.timeout(240):
                 await played.play(stage)
@@ -119,7 +119,11 @@ def many(name: str, broker: str, runs: int, seed: int) -> list[Outcome]:
     outcomes: list[Outcome] = []
     spare = runs
     while sum(bool(o.seen) for o in outcomes) < runs and spare >= 0:
-        outcome = in_new_folder(name, broker, seed + len(outcomes))
+        try:
+            outcome = in_new_folder(name, broker, seed + len(outcomes))
+        except CannotPlay as error:
+            sys.stdout.write(f"{name} on {broker}: NOT PLAYED: {error}\n")
+            return outcomes
         outcomes.append(outcome)
         spare -= not outcome.seen
         sys.stdout.write(line_of(outcome) + "\n")
@@ -137,18 +141,19 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=1, help="the first seed; each run takes the next")
     parser.add_argument("--table", type=Path, help="add the rows to this file, as JSON lines")
     options = parser.parse_args()
-    rows = []
+    rows, missing = [], list[str]()
     for name in options.scenarios or SCENARIOS:
         for broker in SCENARIOS[name].brokers:
             if options.broker is None or broker in options.broker:
                 found = summary(many(name, broker, options.runs, options.seed))
+                missing += [] if found else [f"{name} on {broker}"]
                 rows += found
                 if options.table is not None:
                     with options.table.open("a", encoding="utf-8") as table:
                         table.writelines(msgspec.json.encode(row).decode() + "\n" for row in found)
     for row in rows:
         sys.stdout.write(", ".join(f"{k} {v}" for k, v in row.items()) + "\n")
-    short = [f"{r['scenario']} on {r['broker']}" for r in rows if r["n"] < options.runs]
+    short = missing + [f"{r['scenario']} on {r['broker']}" for r in rows if r["n"] < options.runs]
     if short:
         sys.stdout.write(f"too few runs saw their fault: {', '.join(short)}\n")
     return 1 if short or any(r["broken"] for r in rows) else 0

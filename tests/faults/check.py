@@ -45,7 +45,7 @@ class Checked(NamedTuple):
 
 
 async def whole_log(broker: Broker) -> tuple[list[Placed], set[str]]:
-    """Read every record; and the digests of bytes that are no object of JSON."""
+    """Read every record; and the digests of bytes that are no record."""
     out, garbage = [], set[str]()
     for partition in range(broker.meta.partitions):
         start: int | None = 0
@@ -56,7 +56,7 @@ async def whole_log(broker: Broker) -> tuple[list[Placed], set[str]]:
                     record = json.loads(s.value)
                 except ValueError:
                     record = None
-                if isinstance(record, dict):
+                if isinstance(record, dict) and "message_type" in record:
                     out.append(Placed(partition, s.position, s.key, record))
                 else:
                     garbage.add(digest_of(s.value))
@@ -74,7 +74,7 @@ async def check(folder: Path, *, failed: frozenset[str] = frozenset()) -> Checke
     async with open_broker(logs.address(folder)) as broker:
         await broker.ensure_log(create=False)
         log, garbage = await whole_log(broker)
-        names = dict.fromkeys(p.key for p in log if p.key is not None)
+        names = dict.fromkeys(p.record["correlation_id"] for p in log if p.record["correlation_id"])
         histories = [await read_workflow(broker, name) for name in names]
         findings = [*acknowledged(lines, log), *from_nowhere(lines, log), *ordered(lines), *caused(log)]
         findings += [*answers(lines, failed), *effects(histories, folder), *once(histories), *dead(log, failed)]

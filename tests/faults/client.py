@@ -14,7 +14,15 @@ from pathlib import Path
 from typing import Any
 
 from refold import AgentMessage, MessageBus
-from refold.bus.errors import AgentError, BrokerUnavailable, LogFull, LogLocked, RefoldError, RequestTimeout
+from refold.bus.errors import (
+    AgentError,
+    BrokerUnavailable,
+    LogFull,
+    LogLocked,
+    NoSuchWorkflow,
+    RefoldError,
+    RequestTimeout,
+)
 
 from . import ledger, logs
 
@@ -41,7 +49,7 @@ class Client:
                 self.say(op, "invoke", **names)
                 try:
                     return await work()
-                except (LogFull, LogLocked) as error:
+                except (LogFull, LogLocked, NoSuchWorkflow) as error:
                     self.say(op, "fail", error=type(error).__name__, **names)
                 except (BrokerUnavailable, RequestTimeout) as error:
                     self.say(op, "info", error=type(error).__name__, **names)
@@ -51,8 +59,11 @@ class Client:
         """Start a workflow, speak in it, wait for its answer."""
         name = f"{agent}-{number}"
         await asyncio.sleep(self.random.random() * job.pop("spread"))
-        handle = await self.insist("start", lambda: self.bus.start(agent, job, id=name), workflow=name)
-        self.say("start", "ok", workflow=name, id=handle.request_id)
+        if job.pop("started"):
+            handle = await self.insist("attach", lambda: self.bus.attach(name), workflow=name)
+        else:
+            handle = await self.insist("start", lambda: self.bus.start(agent, job, id=name), workflow=name)
+            self.say("start", "ok", workflow=name, id=handle.request_id)
         for n in range(job.get("notes", 0)):
             await self.note(name, agent, n)
         try:
@@ -73,16 +84,22 @@ class Client:
 
 async def main(folder: Path, name: str, first: int, last: int, seed: int, more: dict[str, str]) -> None:
     agent = more.get("agent", "clerk")
-    poison = dict(pair.split(":") for pair in filter(None, more.get("poison", "").split(",")))
     async with MessageBus.open(logs.address(folder), sender=name) as bus, asyncio.TaskGroup() as tasks:
         client = Client(folder, name, bus, seed)
         for number in range(first, last):
-            job = {
-                "number": number, "ledger": str(folder / "ledger"), "starts": str(folder / "starts"),
-                "pause": float(more.get("pause", 0.05)), "spread": float(more.get("spread", 1.0)),
-                "notes": int(more.get("notes", 2)), "poison": poison.get(str(number)),
-            }  # fmt: skip
-            tasks.create_task(client.order(number, job, agent))
+            job = job_of(folder, number, more)
+            waits = {"spread": float(more.get("spread", 1.0)), "started": "started" in more}
+            tasks.create_task(client.order(number, job | waits, agent))
+
+
+def job_of(folder: Path, number: int, settings: dict[str, str]) -> dict[str, Any]:
+    """Return what a workflow is started with."""
+    poison = dict(pair.split(":") for pair in filter(None, settings.get("poison", "").split(",")))
+    return {
+        "number": number, "ledger": str(folder / "ledger"), "starts": str(folder / "starts"),
+        "pause": float(settings.get("pause", 0.05)), "notes": int(settings.get("notes", 2)),
+        "poison": poison.get(str(number)),
+    }  # fmt: skip
 
 
 def run(work: Awaitable[None]) -> None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import sqlite3
-from collections.abc import AsyncIterator, Awaitable, Callable
+import subprocess
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,7 @@ class Log:
     long (seconds) the server itself may take, after a fault is over, to answer again."""
 
     lease, stall_limit, healing = 1.5, 5.0, 0.0
+    disk: Disk
 
     def __init__(self, url: str, server: Server | None) -> None:
         self.url, self._server = url, server
@@ -109,7 +111,9 @@ class NatsLog(Log):
 
 
 class KafkaLog(Log):
-    """Topics of a Kafka."""
+    """Topics of a Kafka. Its nodes take each other for dead after 9 s (`broker.session.timeout.ms`)."""
+
+    healing = 9.0
 
     async def _administer(self, work: Callable[[Any], Awaitable[object]]) -> None:
         from aiokafka.admin import AIOKafkaAdminClient
@@ -145,6 +149,41 @@ class KafkaLog(Log):
 Kind = Callable[[Path, int], AbstractAsyncContextManager[Log]]
 
 
+class CannotPlay(Exception):
+    """A fault cannot be played on this machine; the text says what is missing."""
+
+
+class Disk:
+    """A small file system for a server alone, in memory: it can be filled without harm to anybody else."""
+
+    def __init__(self, place: Path) -> None:
+        self.place, self._ballast = place, place / "ballast"
+
+    @contextlib.contextmanager
+    def mounted(self, size: int) -> Iterator[None]:
+        """Mount it, `size` MiB large. Raises CannotPlay where that is not allowed."""
+        made = subprocess.run(
+            ["mount", "-t", "tmpfs", "-o", f"size={size}m", "tmpfs", str(self.place)], capture_output=True, text=True,
+            check=False,
+        )  # fmt: skip
+        if made.returncode:
+            raise CannotPlay(f"a small disk cannot be mounted (as root on Linux it can): {made.stderr.strip()}")
+        try:
+            yield
+        finally:
+            subprocess.run(["umount", "--lazy", str(self.place)], check=False)
+
+    def fill(self) -> None:
+        """Leave no space."""
+        with contextlib.suppress(OSError), self._ballast.open("ab", buffering=0) as file:
+            while True:
+                file.write(bytes(65536))
+
+    def free(self) -> None:
+        """Give the space back."""
+        self._ballast.unlink()
+
+
 @asynccontextmanager
 async def _file(folder: Path, nodes: int) -> AsyncIterator[Log]:
     yield FileLog(f"sqlite:///{folder}/log.db", None)
@@ -152,30 +191,31 @@ async def _file(folder: Path, nodes: int) -> AsyncIterator[Log]:
 
 @asynccontextmanager
 async def _nats(folder: Path, nodes: int) -> AsyncIterator[Log]:
-    async with nats_server(_home(folder), nodes=nodes) as server:
-        settings = f"partitions={PARTITIONS}&replicas={nodes}&sync=always"
-        yield NatsLog(f"{server.scheme}://{server.bootstrap}/{NAMESPACE}?{settings}", server)
+    async with nats_server(folder / "server", nodes=nodes) as server:
+        yield NatsLog(f"{_url(server)}&replicas={nodes}&sync=always", server)
 
 
 @asynccontextmanager
 async def _kafka(folder: Path, nodes: int) -> AsyncIterator[Log]:
-    async with kafka_server(_home(folder), nodes=nodes) as server:
-        settings = f"partitions={PARTITIONS}&replication={nodes}"
-        yield KafkaLog(f"{server.scheme}://{server.bootstrap}/{NAMESPACE}?{settings}", server)
+    async with kafka_server(folder / "server", nodes=nodes) as server:
+        yield KafkaLog(f"{_url(server)}&replication={nodes}", server)
 
 
-def _home(folder: Path) -> Path:
-    home = folder / "server"
-    home.mkdir(exist_ok=True)
-    return home
+def _url(server: Server) -> str:
+    return f"{server.scheme}://{server.bootstrap}/{NAMESPACE}?partitions={PARTITIONS}"
 
 
 KINDS: dict[str, Kind] = {"sqlite": _file, "nats": _nats, "kafka": _kafka}
 
 
 @asynccontextmanager
-async def laid(kind: str, folder: Path, nodes: int = 1) -> AsyncIterator[Log]:
-    """Lay the ground of a run: its log, and the file that says to the processes where that is."""
-    async with KINDS[kind](folder, nodes) as log:
-        (folder / ADDRESS).write_text(log.url, encoding="utf-8")
-        yield log
+async def laid(kind: str, folder: Path, nodes: int = 1, disk: int = 0) -> AsyncIterator[Log]:
+    """Lay the ground of a run: its log, and the file that says to the processes where that is. `disk`: MiB of a disk of
+    its server's own. Raises CannotPlay."""
+    home = Disk(folder / "server")
+    home.place.mkdir(exist_ok=True)
+    with home.mounted(disk) if disk else contextlib.nullcontext():
+        async with KINDS[kind](folder, nodes) as log:
+            log.disk = home
+            (folder / ADDRESS).write_text(log.url, encoding="utf-8")
+            yield log

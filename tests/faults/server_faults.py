@@ -7,8 +7,10 @@ import shutil
 import signal
 import time
 
+from refold.brokers.kafka.topics import names_of
+
 from .check import whole_log
-from .logs import PARTITIONS
+from .logs import NAMESPACE, PARTITIONS
 from .stage import START, Broken, Process, Scenario, Stage
 
 SERVERS = ("nats", "kafka")
@@ -115,7 +117,7 @@ async def rolling_restart(stage: Stage) -> None:
 async def coming_and_going(stage: Stage) -> None:
     """A worker joins and another one leaves every second, for 15 s; 30 s later everything is through."""
     stage.worker()
-    client = stage.client("ann", 0, 36, pause=0.1, spread=15)
+    client = stage.client("ann", 0, 36, pause=0.1, spread=20)
     await stage.until(lambda: stage.calls() > 3, START, "work has begun")
     until = time.monotonic() + 15
     while time.monotonic() < until:
@@ -157,14 +159,53 @@ async def minority_cut_off(stage: Stage) -> None:
     stage.seen += is_at_work(stage, client)
     node.stop()
     try:
-        await stage.over(client)
+        await stage.pause(6.0, 12.0)
     finally:
         node.cont()
-    await stage.over(stage.client("bob", 24, 30))
+    await stage.over(client, stage.client("bob", 24, 30))
+    await stage.drain()
+
+
+async def disk_of_server_full(stage: Stage) -> None:
+    """The server's disk is full under load: whoever writes is told so. With space again, and the server started anew
+    where it has given up, all goes on."""
+    for _ in range(2):
+        stage.worker()
+    client = stage.client("ann", 0, 24, pause=0.1, spread=3)
+    await stage.until(lambda: stage.calls() > 3, START, "work has begun")
+    await stage.pause(0.0, 0.4)
+    (node,), told = stage.log.server.nodes, stage.refused()
+    stage.log.disk.fill()
+    await stage.until(lambda: stage.refused() > told or not client.alive, 60, "somebody is told")
+    stage.seen += stage.refused() - told
+    await stage.pause(0.0, 1.0)
+    stage.log.disk.free()
+    await node.restart()
+    await stage.over(client)
+    await stage.drain()
+
+
+async def foreign_records(stage: Stage) -> None:
+    """Another client starts 200 workflows in partitions of its own choice, among garbage, tombstones and records that
+    are too large: each is handled once."""
+    from .foreign import Foreigner
+
+    for _ in range(2):
+        stage.worker()
+    await stage.over(stage.client("ann", 200, 206, pause=0.02), within=START)
+    foreigner = Foreigner(stage, names_of(NAMESPACE).log)
+    for number in range(200):
+        foreigner.start(number, pause="0.02", notes="0")
+        if stage.random.random() < 0.3:
+            foreigner.rubbish(f"clerk-{stage.random.randrange(200)}")
+    await asyncio.to_thread(foreigner.end)
+    stage.seen += foreigner.strays
+    await stage.over(stage.client("bob", 0, 200, started=1, notes=0, spread=1), within=START)
     await stage.drain()
 
 
 SCENARIOS = (
+    Scenario(foreign_records, ("kafka",)), Scenario(disk_of_server_full, SERVERS, disk=96),
     Scenario(broker_killed, SERVERS), Scenario(log_lost, SERVERS), Scenario(rolling_restart, SERVERS),
     Scenario(coming_and_going, SERVERS), Scenario(leader_killed, SERVERS, 3), Scenario(minority_cut_off, SERVERS, 3),
 )  # fmt: skip

@@ -198,6 +198,10 @@ class Stage:
         told = sum(line.get("error") in ("LogFull", "BrokerUnavailable") for line in self.history())
         return told + self.logged("no space") + self.logged("disk I/O error")
 
+    def refused(self) -> int:
+        """Return how often a client was told that nothing was written, or that nobody knows."""
+        return sum(line.get("error") in ("LogFull", "BrokerUnavailable") for line in self.history())
+
     def fenced(self) -> int:
         """Return how many appends the workers that ended well had refused, since another one owned the partition."""
         return sum(line["fenced"] for line in ledger.read(self.folder / "workers"))
@@ -218,8 +222,9 @@ async def staged(folder: Path, seed: int, log: Log) -> AsyncIterator[Stage]:
 
 
 class Scenario(NamedTuple):
-    """What is played, on which brokers, with how many nodes of a server."""
+    """What is played, on which brokers, with how many nodes of a server, on a disk of how many MiB (0: everybody's)."""
 
     play: Callable[[Stage], Awaitable[None]]
     brokers: tuple[str, ...] = ("sqlite",)
     nodes: int = 1
+    disk: int = 0
