@@ -22,7 +22,9 @@ def main() -> None:
     page = DOCS / "performance.md"
     text = page.read_text("utf-8")
     for name, lines in {
-        "engine": [line for line in found if line["row"] not in ("peers", "growth")],
+        "engine": [line for line in found if not line["row"].startswith(("peers", "growth", "nats_", "kafka_"))],
+        "nats": [line for line in found if line["row"].startswith("nats_")],
+        "kafka": [line for line in found if line["row"].startswith("kafka_")],
         "peers": [line for line in found if line["row"] == "peers"],
         "growth": [line for line in found if line["row"] == "growth"],
     }.items():

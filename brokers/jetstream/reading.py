@@ -60,11 +60,14 @@ async def _get(link: Link, stream: str, body: Mapping[str, object], within: floa
     before = 0
     async with link.collect(subject, body) as queue:
         while True:
-            try:
-                async with asyncio.timeout(within):
-                    msg = await queue.get()
-            except TimeoutError:
-                raise BrokerUnavailable(f"no answer from {subject} within {within:g} s") from None
+            if queue.empty():  # else no timer is needed
+                try:
+                    async with asyncio.timeout(within):
+                        msg = await queue.get()
+                except TimeoutError:
+                    raise BrokerUnavailable(f"no answer from {subject} within {within:g} s") from None
+            else:
+                msg = queue.get_nowait()
             if isinstance(msg, Exception):
                 raise msg
             headers = msg.headers or {}
