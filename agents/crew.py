@@ -17,6 +17,7 @@ from .cohorts import LONE_DEATHS
 from .execution import RunHost, conclude, execute, load
 from .place import Place, RunKey
 from .run import Run
+from .standstill import Standstill
 
 if TYPE_CHECKING:
     from .worker import Worker
@@ -37,6 +38,7 @@ class Crew:
         self.ending: set[asyncio.Task[None]] = set()
         self.abandoned = 0
         self.timed: dict[RunHost, float] = {}
+        self.standstill = Standstill()
 
     def look_at_times(self) -> None:
         """End the handlers that have run for as long as they may."""

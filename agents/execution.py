@@ -70,7 +70,7 @@ class RunHost:
         self.threads: Threads = worker.threads
         self.max_record = worker.broker.meta.max_record
         self._timer: asyncio.TimerHandle | None = None
-        self._since = 0.0
+        self._since = self._stood = 0.0
 
     def workflow(self) -> Workflow:
         """Return the workflow as it is folded now."""
@@ -106,12 +106,17 @@ class RunHost:
     def started(self) -> None:
         """The run has a slot: its running time counts."""
         assert self.run is not None
+        self._since = asyncio.get_running_loop().time()
+        self._stood = self.worker.crew.standstill.until(self._since)
+        self._arm(self.run.budget)
+
+    def _arm(self, seconds: float) -> None:
+        """Call `out_of_time` then."""
         loop = asyncio.get_running_loop()
-        self._since = loop.time()
-        if self.run.budget > COARSE:
-            self.worker.crew.timed[self] = self._since + self.run.budget
+        if seconds > COARSE:
+            self.worker.crew.timed[self] = loop.time() + seconds
         else:
-            self._timer = loop.call_later(max(self.run.budget, 0), self.out_of_time)
+            self._timer = loop.call_later(max(seconds, 0), self.out_of_time)
 
     def stopped(self) -> None:
         """The run has no slot any more."""
@@ -121,12 +126,18 @@ class RunHost:
             self._timer, timed = None, True
         if timed:
             assert self.run is not None
-            self.run.budget -= asyncio.get_running_loop().time() - self._since
+            now = asyncio.get_running_loop().time()
+            self.run.budget -= now - self._since - (self.worker.crew.standstill.until(now) - self._stood)
 
     def out_of_time(self) -> None:
-        """The handler has run for as long as it may."""
+        """The handler has run for as long as it may, but for the time in which nothing could run."""
         run = self.run
-        if run is not None and not run.finishing:
+        stood = self.worker.crew.standstill.until(asyncio.get_running_loop().time())
+        more = stood - self._stood
+        if more > 0:
+            self._since, self._stood = self._since + more, stood
+            self._arm(more)
+        elif run is not None and not run.finishing:
             run.fail(HandlerTimeout(f"the handler ran for more than {run.handler.timeout} s; see `timeout=`"))
 
     def told_to_end(self) -> None:

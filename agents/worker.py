@@ -31,6 +31,7 @@ from .presence import join
 from .records import Records
 from .run import Run
 from .scheduler import Scheduler
+from .standstill import BEAT
 from .threads import Threads
 from .timers import fire
 from .watchdog import Watchdog
@@ -446,8 +447,9 @@ class Worker:
             while True:
                 self.sub.turned()
                 self.watchdog.beat()
+                self.crew.standstill.beat(self._loop.time())
                 self.crew.look_at_times()
-                await self.clock.sleep(0.25)
+                await self.clock.sleep(BEAT)
 
     async def _timers(self) -> None:
         while True:
