@@ -432,6 +432,8 @@ def test_a_log_that_got_more_partitions_is_refused(go, kafka_address):
             async with admin(kafka_address) as client:
                 for name in (broker.names.log, broker.names.checkpoints):
                     await client.create_partitions({name: NewPartitions(3)})
+                    while len((await broker.link.topics([name]))[name].partitions) < 3:
+                        await asyncio.sleep(0.01)
             with pytest.raises(LogMismatch, match=r"has 3 partitions, the log was made with 2"):
                 await (await stack.enter_async_context(connect())).ensure_log()
 
