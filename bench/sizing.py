@@ -130,7 +130,8 @@ def sheet(load: Load, found: dict[str, Any]) -> list[str]:
         (f"... {ROOM / GB:.0f} GB are full after", [lasts(nats.subjects_a_day), "never"]),
         ("**breaks**: memory of who looks all partitions' workflows up, after a day",
          ["none", f"{kafka.index_a_day / GB:,.0f} GB"]),
-        ("... the first look at one partition then takes", ["milliseconds, by subject", f"{kafka.first_look / 60:.0f} min"]),
+        ("... the first look at one partition then takes",
+         ["milliseconds, by subject", f"{kafka.first_look / 60:.0f} min"]),
     ]  # fmt: skip
     head = [f"{load.rate:,.0f} workflows/s and {load.waiting:,.0f} that wait", *BROKERS.values()]
     return [f"| {' | '.join(cells)} |" for cells in (head, ["---"] * 3, *([title, *cells] for title, cells in rows))]
