@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import time
 from pathlib import Path
@@ -171,7 +172,10 @@ async def file_damaged(stage: Stage) -> None:
         worker, wal, began = stage.worker(agents="taster"), stage.folder / "log.db-wal", time.time_ns()
 
         def at_work(worker: Process = worker, wal: Path = wal, began: int = began) -> bool:
-            return not worker.alive or (wal.exists() and wal.stat().st_size > 0 and wal.stat().st_mtime_ns > began)
+            with contextlib.suppress(FileNotFoundError):  # who leaves last removes it
+                seen = wal.stat()
+                return not worker.alive or (seen.st_size > 0 and seen.st_mtime_ns > began)
+            return not worker.alive
 
         await stage.until(at_work, 10, f"{how}, {what}: a worker is refused, or at work")
         await stage.drain()
