@@ -109,7 +109,7 @@ def summary(outcomes: list[Outcome]) -> list[dict[str, Any]]:
             "scenario": name, "broker": broker, "commit": commit(), "seeds": f"{mine[0].seed}..{mine[-1].seed}",
             "runs": len(mine), "n": len(counted), "broken": sum(bool(o.findings) for o in mine),
             **{k: sum(getattr(o, k) for o in counted) for k in ("acknowledged", "calls", "repeated", "deaths", "late")},
-            "healed_median": statistics.median(healed), "healed_max": max(healed),
+            "healed_median": round(statistics.median(healed), 2), "healed_max": max(healed),
         })  # fmt: skip
     return rows
 
