@@ -11,11 +11,13 @@ import json
 import os
 import platform
 import random
+import re
 import signal
 import subprocess
 import sys
 import tempfile
 import time
+import urllib.request
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -29,6 +31,7 @@ from rows.pipeline import agents
 from refold import Agent, AgentMessage, Worker, run
 from refold.brokers import open_broker
 from refold.brokers.servers import kafka_server, nats_server
+from refold.brokers.servers.process import free_ports
 from refold.bus.broker import Assigned, Checkpoint, Item, LogSpec, Outgoing, Stored
 from refold.bus.partition import partition_of
 from refold.projections.checkpoint import STUBS, changes, restore
@@ -39,7 +42,7 @@ HERE = Path(__file__).parent
 COSTS = HERE / "costs.json"
 TURNS, MANY = 5, 10_000
 WORKFLOWS, AT_ONCE = 1_500, 100
-SUBJECTS = 50_000
+SUBJECTS, FORGOTTEN = 100_000, 150
 STARTED = 1_750_000_000_000
 Records = list[Stored]
 
@@ -123,7 +126,10 @@ async def served(kind: str, folder: Path) -> AsyncIterator[tuple[str, list[psuti
 
         yield f"sqlite:///{folder}/log.db", [], sqlite3.sqlite_version
         return
-    async with (nats_server if kind == "nats" else kafka_server)(folder / kind) as server:
+    (profile,) = free_ports(1)
+    (folder / "profile").write_text(str(profile))
+    made = kafka_server(folder / kind) if kind == "kafka" else nats_server(folder / kind, extra=f"prof_port: {profile}")
+    async with made as server:
         pids = [node.pid for node in server.nodes]
         yield server.url, [psutil.Process(pid) for pid in pids], server.version
 
@@ -156,7 +162,7 @@ async def broker_costs(kind: str, folder: Path) -> dict[str, float | str]:
         found |= await group_cost(url, server)
         found |= await checkpoint_cost(url)
         if kind == "nats":
-            found |= await subject_cost(url, server[0])
+            found |= await subject_cost(url, folder)
         if kind == "kafka":
             found["index_memory"] = index_memory()
         return found
@@ -221,42 +227,31 @@ async def bystander(url: str) -> None:
         print(worker.folded, flush=True)
 
 
-async def subject_cost(url: str, server: psutil.Process) -> dict[str, float]:
-    """Return the bytes by which the server grows for each workflow of one small record, the second half of many.
+async def subject_cost(url: str, folder: Path) -> dict[str, float]:
+    """Return the bytes by which the server's heap grows for each workflow of one small record.
 
-    `subject_memory`: for good. `known_memory`: while the server remembers the record's id too, two minutes.
+    `known_memory`: at once, while the server remembers the record's id and what it wrote lately. `subject_memory`: when
+    it has forgotten both, after two minutes and a little more.
     """
-    import nats
-
-    found = {}
+    port = int((folder / "profile").read_text())
     async with open_broker(url) as broker:
         partitions = (await broker.ensure_log()).partitions
-
-        async def append(names: list[str]) -> None:
-            await broker.append([Item(partition_of(n, partitions), n, (Outgoing(n, b"{}"),)) for n in names])
-
-        found["known_memory"] = await grown(server, append)
-    client = await nats.connect(url.rpartition("/")[0])
-    stream = client.jetstream()
-    await stream.add_stream(name="subjects", subjects=["subjects.>"])
-
-    async def publish(names: list[str]) -> None:
-        await asyncio.gather(*(stream.publish(f"subjects.{name}", b"{}") for name in names))
-
-    found["subject_memory"] = await grown(server, publish)
-    await client.close()
-    return found
-
-
-async def grown(server: psutil.Process, publish: Any) -> float:
-    """Return the bytes by which a server grows for each name that is published, the second half of many."""
-    sizes = []
-    for _ in range(2):
+        before = await asyncio.to_thread(heap, port)
         for first in range(0, SUBJECTS, 500):
-            await publish([logs.id_at(STARTED + i).decode() for i in range(first, first + 500)])
-        await asyncio.sleep(1)
-        sizes.append(server.memory_info().rss)
-    return (sizes[1] - sizes[0]) / SUBJECTS
+            names = [logs.id_at(STARTED + i).decode() for i in range(first, first + 500)]
+            await broker.append([Item(partition_of(n, partitions), n, (Outgoing(n, b"{}"),)) for n in names])
+        known = await asyncio.to_thread(heap, port)
+        await asyncio.sleep(FORGOTTEN)
+        kept = await asyncio.to_thread(heap, port)
+    return {"known_memory": (known - before) / SUBJECTS, "subject_memory": (kept - before) / SUBJECTS}
+
+
+def heap(port: int) -> int:
+    """Return the bytes that a NATS server holds, after it has collected its garbage."""
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/debug/pprof/heap?gc=1&debug=1", timeout=60) as answer:
+        found = re.search(rb"# HeapAlloc = (\d+)", answer.read())
+    assert found is not None
+    return int(found[1])
 
 
 def index_memory() -> float:

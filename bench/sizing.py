@@ -130,8 +130,7 @@ def sheet(load: Load, found: dict[str, Any]) -> list[str]:
         (f"... {ROOM / GB:.0f} GB are full after", [lasts(nats.subjects_a_day), "never"]),
         ("**breaks**: memory of who looks all partitions' workflows up, after a day",
          ["none", f"{kafka.index_a_day / GB:,.0f} GB"]),
-        ("... the first look at one partition then takes",
-         ["milliseconds, by subject", f"{kafka.first_look / 60:.0f} min"]),
+        ("... the first look at one partition then takes", ["by subject, at once", f"{kafka.first_look / 60:.0f} min"]),
     ]  # fmt: skip
     head = [f"{load.rate:,.0f} workflows/s and {load.waiting:,.0f} that wait", *BROKERS.values()]
     return [f"| {' | '.join(cells)} |" for cells in (head, ["---"] * 3, *([title, *cells] for title, cells in rows))]
@@ -150,8 +149,8 @@ MEASURED = (
     ("disk of a workflow, one replica", "disk_bytes", "B"),
     ("a checkpoint's entry: written", "open_write_us", "us"),
     ("a checkpoint's entry: read", "open_read_us", "us"),
-    ("server: memory of a workflow, for good", "subject_memory", "B"),
-    ("server: memory of a record's id, for two minutes, and its workflow", "known_memory", "B"),
+    ("server: heap of a workflow, after two minutes and a half", "subject_memory", "B"),
+    ("server: heap of a workflow just written, its record's id included", "known_memory", "B"),
     ("who looks a workflow up: memory of one of six records", "index_memory", "B"),
 )
 OF_THE_FOLD = (
