@@ -18,6 +18,7 @@ from typing import Any
 
 import pytest
 from faults import damage
+from faults.logs import laid
 from faults.stage import staged
 from faults.writer import PARTITIONS, value_of
 
@@ -172,7 +173,7 @@ def test_a_worker_whose_file_is_damaged_under_it_stops_and_says_so_and_is_refuse
     tmp_path: Path,
 ) -> None:
     async def run() -> None:
-        async with staged(tmp_path, 1) as stage:
+        async with laid("sqlite", tmp_path) as log, staged(tmp_path, 1, log) as stage:
             worker = stage.worker()
             client = stage.client("ann", 0, 8)
             await stage.until(lambda: stage.calls() > 3, 15, "work has begun")
