@@ -1,5 +1,5 @@
 # Each target makes the virtual environment that it needs; nothing is installed elsewhere. PYTHON=... picks an interpreter.
-.PHONY: help test test-all crash-points bench faults mutants mutmut check demo picture dev clean
+.PHONY: help test test-all test-servers crash-points bench faults mutants mutmut check demo picture dev clean
 VENV := $(CURDIR)/.venv
 CHECK := $(CURDIR)/.venv-check
 DEV := $(CURDIR)/.venv-dev
@@ -25,6 +25,11 @@ test: ## pass the tests, in under 5 minutes on 2 cores (TESTS="tests/test_x.py -
 test-all: ## the tests, over many more generated histories
 	@scripts/venv.sh $(VENV) editable test
 	REFOLD_TESTS=thorough $(VENV)/bin/python -m pytest -n $(N) --inline-snapshot=disable $(TESTS)
+
+test-servers: ## the tests on NATS and Kafka: three nodes, each fault, each scene's crash points (half an hour, a quiet machine)
+	@scripts/venv.sh $(VENV) editable test
+	cd tests && REFOLD_DEMAND_BROKERS=1 REFOLD_SERVERS=thorough $(VENV)/bin/python -m pytest -n $(N) --inline-snapshot=disable \
+		$(or $(TESTS),test_faults.py test_crash_points.py test_conformance_kafka.py $(notdir $(wildcard tests/test_jetstream*.py tests/test_kafka*.py)))
 
 crash-points: ## die at every call of the log, the stores and the effects, restart, compare (ON=nats://HOST:PORT, kafka://...)
 	@scripts/venv.sh $(VENV) editable test

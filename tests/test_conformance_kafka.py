@@ -22,7 +22,7 @@ def test_nothing_is_left_out_on_kafka():
     assert left_out(KAFKA) == {}
 
 
-@pytest.mark.skipif(os.environ.get("REFOLD_TESTS") != "thorough", reason="three nodes: make test-all")
+@pytest.mark.skipif(os.environ.get("REFOLD_SERVERS") != "thorough", reason="three nodes: make test-servers")
 @pytest.mark.timeout(600)
 def test_every_promise_of_the_port_is_kept_on_three_nodes(own_kafka, tmp_path):
     async def main():

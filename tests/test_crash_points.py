@@ -22,6 +22,7 @@ from refold.bus.broker import Broker, Listener, Subscription
 from refold.projections.store import ProjectionStore
 
 THOROUGH = os.environ.get("REFOLD_TESTS") == "thorough"
+SERVERS = os.environ.get("REFOLD_SERVERS") == "thorough"
 WHOLE = ("hello",)
 """Scenes that die at every point in the quick tests too; of the others every 25th point."""
 FACES = {"log": Broker, "log.subscribe": Subscription, "log.listen": Listener, "store": ProjectionStore}
@@ -53,11 +54,11 @@ def test_wherever_the_process_dies_the_next_one_converges_to_the_crash_free_stat
 
 
 @pytest.mark.parametrize("scheme", ["nats", "kafka"])
-@pytest.mark.parametrize("scene", SCENES if THOROUGH else ("hello", "a takeover with checkpoint"))
-@pytest.mark.timeout(600 if THOROUGH else 120)
+@pytest.mark.parametrize("scene", SCENES if SERVERS else ("hello", "a takeover with checkpoint"))
+@pytest.mark.timeout(600 if SERVERS else 120)
 def test_the_same_on_the_brokers_that_people_run(scene, scheme, folder, request, record_property):
     address = request.getfixturevalue(f"{scheme}_address")
-    every = 10 if THOROUGH else 60
+    every = 10 if SERVERS else 60
     converges(campaign(scene, folder, every, on=f"{scheme}://{address}"), record_property)
 
 

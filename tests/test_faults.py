@@ -16,16 +16,20 @@ from faults.scenarios import SCENARIOS
 from refold.projections.verdict import Verdict
 
 THOROUGH = os.environ.get("REFOLD_TESTS") == "thorough"
+SERVERS = os.environ.get("REFOLD_SERVERS") == "thorough"
 QUICK = (
     ("worker_killed", "sqlite"), ("worker_stopped", "sqlite"), ("disk_full", "sqlite"), ("broker_killed", "nats"),
     ("worker_killed", "kafka"),
 )  # fmt: skip
-"""Runs of the default tests; the thorough ones play each scenario on each of its brokers."""
+"""Runs of the default tests. `make test-all` plays each scenario on SQLite, `make test-servers` on NATS and Kafka."""
 ALL = tuple((name, broker) for name, scenario in SCENARIOS.items() for broker in scenario.brokers)
+PLAYED = tuple(
+    run for run in ALL if run in QUICK or (THOROUGH and run[1] == "sqlite") or (SERVERS and run[1] != "sqlite")
+)
 
 
-@pytest.mark.parametrize("seed", range(2) if THOROUGH else range(1))
-@pytest.mark.parametrize(("scenario", "broker"), ALL if THOROUGH else QUICK)
+@pytest.mark.parametrize("seed", range(2) if THOROUGH or SERVERS else range(1))
+@pytest.mark.parametrize(("scenario", "broker"), PLAYED)
 @pytest.mark.timeout(300)
 def test_no_promise_is_broken_under(scenario, broker, seed, tmp_path, request):
     """A run that did not see its fault does not count: another seed is played."""

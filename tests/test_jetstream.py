@@ -11,7 +11,7 @@ from jetstream_logs import on_nats, running
 from refold.brokers.conformance import cases_of, left_out
 from refold.bus.broker import LogSpec
 
-THOROUGH = os.environ.get("REFOLD_TESTS") == "thorough"
+THOROUGH = os.environ.get("REFOLD_SERVERS") == "thorough"
 UNUSED = on_nats("unused:1")
 
 

@@ -14,7 +14,7 @@ from refold.brokers.conformance.stage import Stage
 from refold.brokers.jetstream import from_url
 from refold.bus.broker import LogSpec
 
-SECONDS = 40.0 if os.environ.get("REFOLD_TESTS") == "thorough" else 4.0
+SECONDS = 40.0 if os.environ.get("REFOLD_SERVERS") == "thorough" else 4.0
 PARTITIONS = 6
 LEASE = 0.6
 

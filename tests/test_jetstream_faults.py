@@ -19,7 +19,7 @@ from refold.brokers.jetstream.address import parse
 from refold.bus.broker import Appended, Assigned, Batch, LogSpec, Lost
 from refold.bus.errors import BrokerUnavailable
 
-THOROUGH = os.environ.get("REFOLD_TESTS") == "thorough"
+THOROUGH = os.environ.get("REFOLD_SERVERS") == "thorough"
 TWO = LogSpec(partitions=2)
 
 

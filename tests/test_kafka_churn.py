@@ -13,7 +13,7 @@ from kafka_logs import new_log
 from refold.brokers.kafka.broker import KafkaBroker
 from refold.bus.broker import Assigned, Batch, Item, LogSpec, Lost, Outgoing, Revoked
 
-SECONDS = 40.0 if os.environ.get("REFOLD_TESTS") == "thorough" else 5.0
+SECONDS = 40.0 if os.environ.get("REFOLD_SERVERS") == "thorough" else 5.0
 PARTITIONS = 6
 LEASE = 1.0
 

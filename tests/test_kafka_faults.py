@@ -25,7 +25,7 @@ from refold.bus.errors import BrokerUnavailable
 
 SOON = {"broker.session.timeout.ms": "2000", "broker.heartbeat.interval.ms": "500"}
 """A broker that was killed is let in again when its session is over: 9 s by default."""
-THOROUGH = os.environ.get("REFOLD_TESTS") == "thorough"
+THOROUGH = os.environ.get("REFOLD_SERVERS") == "thorough"
 
 
 class Load:
@@ -100,7 +100,7 @@ def test_nothing_acknowledged_is_lost_or_doubled_when_the_broker_is_killed_under
     asyncio.run(main())
 
 
-@pytest.mark.skipif(not THOROUGH, reason="a server of its own, restarted: make test-all")
+@pytest.mark.skipif(not THOROUGH, reason="a server of its own, restarted: make test-servers")
 @pytest.mark.timeout(300)
 def test_a_worker_survives_the_restart_of_the_broker_and_goes_on(own_kafka, tmp_path):
     agent = Agent("a")
@@ -129,7 +129,7 @@ def test_a_worker_survives_the_restart_of_the_broker_and_goes_on(own_kafka, tmp_
     asyncio.run(main())
 
 
-@pytest.mark.skipif(not THOROUGH, reason="three nodes: make test-all")
+@pytest.mark.skipif(not THOROUGH, reason="three nodes: make test-servers")
 @pytest.mark.timeout(300)
 def test_nothing_acknowledged_is_lost_or_doubled_when_leaders_are_killed_in_a_cluster(own_kafka, tmp_path):
     async def main():

@@ -117,6 +117,18 @@ async def opened(path: Path, spec: LogSpec = TWO, **settings):
         yield broker
 
 
+def test_what_a_member_told_of_itself_and_was_damaged_since_is_refused_with_a_remedy(go, tmp_path):
+    async def main():
+        async with opened(tmp_path / "log.db") as broker:
+            await broker.announce(Presence(member="m", group="g"))
+            with contextlib.closing(connect(str(tmp_path / "log.db"))) as db:
+                db.execute("UPDATE presences SET value = x'7b2266'")
+            with pytest.raises(LogCorrupt, match="restore it from its backup"):
+                await broker.members()
+
+    go(main())
+
+
 def item(partition: int, key: str | None, *ids: str, after: int | None = None) -> Item:
     return Item(partition, key, tuple(Outgoing(id, f"value of {id}".encode()) for id in ids), after)
 

@@ -9,6 +9,7 @@ import msgspec
 import psutil
 
 from ...bus.broker import Member, Presence
+from .connection import Damaged
 
 REMEMBERED = 7 * 86400.0
 """Seconds after which a member that is gone is forgotten."""
@@ -31,7 +32,10 @@ def read(db: sqlite3.Connection, group: str | None, gone: bool, now: float) -> l
     out, host = [], socket.gethostname()
     rows = db.execute("SELECT value, told, ttl FROM presences WHERE ? IS NULL OR grp = ?", (group, group)).fetchall()
     for value, told, ttl in rows:
-        presence = msgspec.json.decode(value, type=Presence)
+        try:
+            presence = msgspec.json.decode(value, type=Presence)
+        except msgspec.DecodeError as error:
+            raise Damaged(f"what a member told of itself: {error}") from error
         age = max(0.0, now - told)
         alive = age <= ttl and not (presence.host == host and presence.pid and not psutil.pid_exists(presence.pid))
         if alive or gone:
