@@ -138,7 +138,7 @@ class SqliteBroker:
             same_file(self.path, self._opened)
         self._check_path(create)
         with translated(self.path), contextlib.closing(connect(self.path, mode="rwc" if create else "rw")) as db:
-            meta = schema.read_meta(db, self.path)
+            meta = patiently(self.path, self._patience, lambda: schema.read_meta(db, self.path))
             if meta is None and create:
                 patiently(self.path, self._patience, lambda: db.execute("PRAGMA journal_mode=WAL").fetchall())
                 transact(db, self.path, self._patience, lambda: schema.create(db, spec, self.clock.now()))
