@@ -12,6 +12,7 @@ import msgspec
 
 from ..bus.broker import Member, Presence
 from ..bus.errors import GroupConflict, TryAgain
+from ..bus.outage import Outage
 
 if TYPE_CHECKING:
     from .worker import Worker
@@ -33,17 +34,21 @@ async def join(worker: Worker) -> AsyncIterator[None]:
             yield
         finally:
             task.cancel()
-    with contextlib.suppress(TryAgain):
-        await worker.broker.withdraw(worker.member)
+    if worker.reached:
+        with contextlib.suppress(TryAgain):
+            await worker.broker.withdraw(worker.member)
 
 
 async def _tell(worker: Worker, started: float) -> None:
+    outage = Outage(worker.clock.monotonic)
     while True:
         try:
             presence = msgspec.structs.replace(worker.presence(), started=started)
             await worker.broker.announce(presence, ttl=HOLDS)
+            outage.over()
         except TryAgain as error:
-            log.warning("could not announce this worker: %s", error)
+            if outage.is_news():
+                log.warning("could not announce this worker: %s", error)
         await worker.clock.sleep(EVERY)
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import os
 import signal
 import sys
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -14,9 +13,10 @@ from typing import Any
 
 from ..brokers import open_broker
 from ..bus.broker import ANY_LOG, Broker, LogSpec
+from ..bus.stall import exit_stalled
 from .agent import Agent
 from .client import DEFAULT_BROKER, MessageBus
-from .worker import EXIT_STALLED, Handling, Worker
+from .worker import Handling, Worker
 
 
 @asynccontextmanager
@@ -74,7 +74,7 @@ def _end_process() -> None:
     """A handler that swallows its cancellation keeps its process; its partitions were given up in good order."""
     logging.shutdown()
     sys.stdout.flush()
-    os._exit(EXIT_STALLED)
+    exit_stalled()
 
 
 @contextlib.contextmanager

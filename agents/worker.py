@@ -18,6 +18,7 @@ from ..bus.broker import Assigned, Batch, Broker, Event, Lost, Presence, Revoked
 from ..bus.clock import Clock, Source
 from ..bus.errors import LogTruncated, PartitionLost, TryAgain
 from ..bus.message import AgentMessage
+from ..bus.stall import EXIT_STALLED
 from ..projections.checkpoint import read_history
 from ..projections.workflow import Workflow
 from .agent import Agent, by_name
@@ -44,7 +45,6 @@ BACKLOG_PAUSE = 0.01
 """Seconds between two looks at whether there is room for what may run later."""
 LIVE_WORKFLOWS = 2_000
 """Open workflows kept as objects; beyond it those that only wait are kept as bytes."""
-EXIT_STALLED = 70
 
 
 class Handling(Struct, frozen=True):
@@ -94,6 +94,7 @@ class Worker:
         self.strays: set[int] = set()
         self.folded = self.fenced = self.handled = 0
         self.draining = False
+        self.reached = True
         self.exit_code = 0
         self.caught_up = asyncio.Event()
         self._on_handled = on_handled
@@ -172,19 +173,32 @@ class Worker:
         while self.clock.monotonic() < until and (self.scheduler.used or any(p.runs for p in self.places.values())):
             await self.clock.sleep(0.02)
         for place in list(self.places.values()):
-            await self._leave(place, saved=True)
+            if self.reached:
+                self.reached = await self._hand_over(place)
+            else:
+                self._end_place(place, "the worker stops", let_calls_finish=False)
+        if not self.reached:
+            log.warning("the log cannot be reached: partitions are not given up, others wait for this worker's lease")
         self._stopped = True
 
-    async def _leave(self, place: Place, *, saved: bool) -> None:
-        """Save what is folded (at shutdown), say that the partition is given up, and give it up."""
-        if saved and place.active:
-            await self._carefully(self._save(place), "the last checkpoint")
-        self._end_place(place, "the worker stops" if saved else "revoked", let_calls_finish=not saved)
+    async def _hand_over(self, place: Place) -> bool:
+        """At shutdown: save what is folded, say that the partition is given up, give it up. False, and nothing more is
+        tried, where the log cannot be reached."""
+        saved = await self._tried(self._save(place), "the last checkpoint") if place.active else None
+        self._end_place(place, "the worker stops", let_calls_finish=False)
+        if isinstance(saved, TryAgain):
+            return False
+        said = await self._tried(say_released(self, place), "that a partition is given up")
+        if isinstance(said, TryAgain):
+            return False
+        released = await self._tried(self.sub.release(place.partition, place.epoch), "a release")
+        return not isinstance(released, TryAgain)
+
+    async def _give_up(self, place: Place) -> None:
+        """Another worker is to have the partition: say so, and give it up."""
+        self._end_place(place, "revoked")
         await self._carefully(say_released(self, place), "that a partition is given up")
-        if saved:
-            await self._carefully(self.sub.release(place.partition, place.epoch), "a release")
-        else:
-            await self._release(place.partition, place.epoch)
+        await self._release(place.partition, place.epoch)
 
     async def _told(self, place: Place) -> None:
         """The partition was lost alive: say so, for whoever reads the log."""
@@ -254,7 +268,7 @@ class Worker:
         if place is None:
             await self._release(event.partition, event.epoch)
         elif unwanted:
-            await self._leave(place, saved=False)
+            await self._give_up(place)
         elif self.sub.owned().get(event.partition) == event.epoch:
             self._begin(place)
 
@@ -280,7 +294,7 @@ class Worker:
             return
         self._end_place(place, "the partition goes to another worker")
         if isinstance(event, Revoked):
-            self.spawn(self._leave(place, saved=False))
+            self.spawn(self._give_up(place))
         else:
             self.spawn(self._told(place))
 
@@ -511,20 +525,25 @@ class Worker:
 
     async def _carefully(self, work: Coroutine[Any, Any, None], what: str) -> bool:
         """Do it; what fails because of the log is done again later."""
+        return await self._tried(work, what) is None
+
+    async def _tried(self, work: Coroutine[Any, Any, None], what: str) -> Exception | None:
+        """Do it; return and tell what it failed by."""
         try:
             await work
         except PartitionLost as error:
             log.info("%s: %s", what, error)
-            return False
+            return error
         except TryAgain as error:
-            log.warning("%s could not be written: %s; it will be tried again", what, error)
+            again = "" if self.draining else "; it will be tried again"
+            log.warning("%s could not be written: %s%s", what, error, again)
             self._loop.call_later(1.0, self._ring)
-            return False
-        except Exception:  # one workflow's must not be the end of all others'
+            return error
+        except Exception as error:  # one workflow's must not be the end of all others'
             log.exception("%s failed; it will be tried again", what)
             self._loop.call_later(1.0, self._ring)
-            return False
-        return True
+            return error
+        return None
 
     def _ring(self) -> None:
         self._timer_bell.set()

@@ -5,12 +5,12 @@ from __future__ import annotations
 
 import os
 import random
+import uuid
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from typing import Any
 
 import pytest
-from jetstream_logs import new_url
 from random_log import NO_RECORD, RandomLog, whole
 
 from refold.brokers import open_broker
@@ -118,9 +118,11 @@ def test_equal_operations_give_an_equal_path_and_state_on_every_broker(go, tmp_p
     go(equal_on(seed, "memory://", f"sqlite:///{tmp_path}/log.db"))
 
 
+@pytest.mark.parametrize("scheme", ["nats", "kafka"])
 @pytest.mark.parametrize("seed", range(FILES))
-def test_equal_operations_give_an_equal_path_and_state_on_nats(go, nats_address, seed):
-    go(equal_on(seed, "memory://", new_url(nats_address)))
+def test_equal_operations_give_an_equal_path_and_state_on_the_brokers_that_people_run(go, request, scheme, seed):
+    address = request.getfixturevalue(f"{scheme}_address")
+    go(equal_on(seed, "memory://", f"{scheme}://{address}/d-{uuid.uuid4().hex[:12]}"))
 
 
 async def equal_on(seed: int, *urls: str) -> None:

@@ -4,8 +4,16 @@ from __future__ import annotations
 
 import pytest
 
+from refold.brokers import open_broker
 from refold.brokers.kafka.address import parse
 from refold.bus.errors import ConfigError
+
+
+@pytest.mark.parametrize("name", ["lz4", "zstd"])
+def test_a_codec_whose_package_is_missing_says_what_to_install(name, monkeypatch):
+    monkeypatch.setattr(f"refold.brokers.kafka.wire.codec.has_{name}", lambda: False)
+    with pytest.raises(ConfigError, match=rf"pip install 'aiokafka\[{name}\]'"):
+        open_broker(f"kafka://localhost/x?compression={name}")
 
 
 def test_hosts_a_namespace_and_settings():

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import msgspec
+import pytest
 from hypothesis import given, strategies as st
 
+from refold.brokers.kafka.address import parse
 from refold.brokers.kafka.control import (
     Beat,
     Claim,
@@ -22,6 +25,8 @@ from refold.brokers.kafka.control import (
     encode,
     fold,
 )
+from refold.brokers.kafka.keeper import Keeper, Membership
+from refold.brokers.kafka.topics import names_of
 from refold.brokers.shares import Lease
 from refold.bus.broker import LogMeta, Presence
 
@@ -116,3 +121,29 @@ def test_a_member_that_is_not_there_claims_nothing():
 def test_what_is_no_word_is_skipped(junk):
     assert decode(junk) is None
     assert decode(None) is None
+
+
+class Words:
+    """Stands for the control topic: what others write arrives before what the keeper writes."""
+
+    def __init__(self, words: list[Word], others: list[Word]) -> None:
+        self.state, self.others, self.written = folded(words), others, list[Word]()
+
+    async def write(self, word: Word) -> State:
+        self.written.append(word)
+        folded([*self.others, word], self.state)
+        return self.state
+
+
+@pytest.mark.parametrize("other", [Left("g", "dead2", 1), Beat("g", "dead2", "dead2", 2)])
+def test_who_was_buried_by_others_or_is_back_meanwhile_is_not_buried(go, other):
+    who = Membership(parse("kafka://localhost/n"), names_of("n"), "", "g", "me", 1, None, 1.0, 30.0)
+    keeper = Keeper(who, lambda event: None, lambda: None)
+    present = [beat(t, 1) for t in (keeper.token, "dead1", "dead2")]
+    keeper.control = Words([*present, Claim("g", keeper.token, [(0, 1, "", 0)])], [other])  # type: ignore[assignment]
+    keeper.held = {0: 1}
+    keeper._seen = {"dead1": (1, -math.inf), "dead2": (1, -math.inf)}
+    go(keeper._look())
+    assert keeper.control.written == [Left("g", "dead1", 1), Left("g", "dead2", 1)]  # type: ignore[attr-defined]
+    back = {"dead2"} if isinstance(other, Beat) else set()
+    assert set(keeper.control.state.groups["g"].peers) == {keeper.token} | back

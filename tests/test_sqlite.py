@@ -445,7 +445,9 @@ def test_network_file_systems_are_refused(go, tmp_path, monkeypatch):
     go(main())
 
 
-@pytest.mark.parametrize("url", ["sqlite://log.db", "sqlite:///", "sqlite:///log.db?synchronous=off", "sqlite:///l?x=1"])
+@pytest.mark.parametrize(
+    "url", ["sqlite://log.db", "sqlite:///", "sqlite:///log.db?synchronous=off", "sqlite:///l?x=1"]
+)
 def test_a_url_that_cannot_work_is_refused(url):
     with pytest.raises(ConfigError):
         from_url(url)
@@ -749,7 +751,7 @@ def test_a_loop_that_does_not_turn_is_ended_with_its_stack_in_the_log(go, tmp_pa
 def test_a_process_that_was_stopped_did_not_stall_and_takes_nobody_for_dead(tmp_path, monkeypatch, moment):
     """The times at which the keeper looks at the clock are given: it is stopped for 100 s, whichever line it is at."""
     path, stalls, now = tmp_path / "log.db", [], [1000.0]
-    monkeypatch.setattr("refold.brokers.sqlite.keeper.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("time.monotonic", lambda: now[0])
     asyncio.run(make(path))
     keepers = [keeper_of(path, name, lambda: stalls.append(1)) for name in ("a", "b")]
     for keeper in keepers:

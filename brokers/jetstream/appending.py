@@ -15,6 +15,7 @@ from nats.aio.msg import Msg
 
 from ...bus.broker import Appended, Conflict, Item, LogMeta, Result
 from ...bus.errors import BrokerUnavailable, LogMissing, LogTruncated, Overloaded, TooLarge
+from .. import sizes
 from .connection import (
     DUPLICATE_IN_BATCH,
     LAST_UNAVAILABLE,
@@ -44,20 +45,9 @@ LAST = re.compile(r"wrong last sequence: (\d+)")
 
 def check(meta: LogMeta, partition: int, values: Sequence[bytes]) -> int:
     """Return the size of an append. Raises TooLarge; ValueError where the log has no such partition."""
-    if not 0 <= partition < meta.partitions:
-        raise ValueError(f"partition {partition}: the log has {meta.partitions}, counted from 0")
-    whole = 0
-    for value in values:
-        if type(value) is not bytes:
-            raise TypeError(f"a record is bytes, not {type(value).__name__}")
-        if len(value) > meta.max_record:
-            raise TooLarge(f"a record of {len(value)} bytes, the log takes {meta.max_record}", remedy="send less")
-        whole += len(value)
-    if whole > meta.max_append:
-        raise TooLarge(f"an append of {whole} bytes, the log takes {meta.max_append}", remedy="send less")
     if len(values) > SPAN:
         raise TooLarge(f"an append of {len(values)} records, a log on NATS takes {SPAN}", remedy="send less")
-    return whole
+    return sizes.check(meta, partition, values)
 
 
 class Message:

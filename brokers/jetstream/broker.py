@@ -32,12 +32,13 @@ from ...bus.broker import (
 )  # fmt: skip
 from ...bus.errors import BrokerUnavailable, LogMissing
 from ...bus.partition import partition_of
+from ...bus.stall import exit_stalled
 from . import health, leases, presence as presences, streams
 from .address import Address, parse
 from .appending import Appender
 from .checkpoints import Checkpoints
 from .connection import Link
-from .keeper import Keeper, exit_stalled
+from .keeper import Keeper
 from .names import Names, last_position
 from .reading import Reader
 from .subscription import JetStreamSubscription

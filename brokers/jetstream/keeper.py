@@ -13,18 +13,17 @@ import concurrent.futures
 import contextlib
 import logging
 import os
-import sys
 import threading
 import time
-import traceback
 from collections.abc import Callable
 
 import msgspec
 from nats.aio.msg import Msg
 
-from ...bus.broker import Assigned, Event, Lost, Revoked
+from ...bus.broker import Event
 from ...bus.errors import BrokerUnavailable, ConfigError, RefoldError
 from .. import pids, shares
+from ..keeping import PartitionKeeper, reason
 from ..shares import Lease, Peer, View, Wanted
 from . import leases
 from .address import Address
@@ -35,41 +34,25 @@ from .reading import Reader
 
 log = logging.getLogger("refold.nats")
 
-EXIT_STALLED = 70
 LEAVING = 5.0
 """Seconds in which a member that leaves tries to say so; others wait for its lease otherwise."""
 
 
-def exit_stalled() -> None:
-    """End the process: a death like any other; others take over."""
-    os._exit(EXIT_STALLED)
+class Keeper(PartitionKeeper):
+    """Keeps the leases of one member: messages of the control stream."""
 
-
-class Keeper:
-    """Owns the leases of one member. `tell` is called, in the thread, with events for the subscription.
-
-    `held` is replaced, never changed, so any thread may read it; `renewed` is the start of the last renewal.
-    """
+    log = log
 
     def __init__(
         self, address: Address, names: Names, replicated: bool, group: str, member: str, partitions: int,
         wanted: Wanted, *, lease: float, stall_limit: float, tell: Callable[[Event], None],
         on_stall: Callable[[], None],
     ) -> None:  # fmt: skip
-        self.address, self.names, self.group, self.member = address, names, group, member
+        super().__init__(member, lease=lease, stall_limit=stall_limit, tell=tell, on_stall=on_stall)
+        self.address, self.names, self.group = address, names, group
         self.partitions, self.wanted = partitions, wanted
-        self.lease, self.stall_limit = lease, stall_limit
-        self.held: dict[int, int] = {}
-        self.turned = self.renewed = time.monotonic()
-        self.token = os.urandom(8).hex()
         self.joined: concurrent.futures.Future[None] = concurrent.futures.Future()
         self._replicated = replicated
-        self._tell, self._on_stall = tell, on_stall
-        self._watched = threading.get_ident()
-        self._lock = threading.Lock()
-        self._revoking: set[int] = set()
-        self._seen: dict[str, tuple[int, float]] = {}
-        self._began = time.monotonic()
         self._revision = 0
         self._loop: asyncio.AbstractEventLoop | None = None
         self._wake: asyncio.Event
@@ -93,15 +76,6 @@ class Keeper:
         self.wake()
         if self._thread.is_alive():
             self._thread.join()
-
-    def drop(self, partition: int, epoch: int) -> bool:
-        """Hold the partition no longer; False where it was not held under this epoch."""
-        with self._lock:
-            if self.held.get(partition) != epoch:
-                return False
-            self.held = {p: e for p, e in self.held.items() if p != partition}
-            self._revoking.discard(partition)
-            return True
 
     # ---- the thread --------------------------------------------------------------------------------------------------
     def _run(self) -> None:
@@ -140,23 +114,19 @@ class Keeper:
         while not self._stopping:
             try:
                 await self._turn()
-            except (RefoldError, TimeoutError) as error:
-                log.warning("the leases of %s could not be kept: %s", self.member, error or "no answer in time")
-            except Exception:
-                log.exception("the leases of %s could not be kept", self.member)
+                self._outage.over()
+            except Exception as error:  # noqa: BLE001 - it is told, and tried again
+                self._failed(error)
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(pause):
                     await self._wake.wait()
             self._wake.clear()
 
     async def _turn(self) -> None:
-        before, self._began = self._began, time.monotonic()
-        now = self._began
-        if now - before > self.lease / 2:  # this process was stopped, maybe within its last turn
-            self.turned = now  # so its loop did not block, nor are others dead
-            self._seen.clear()
-        if now - self.turned > self.stall_limit:
-            self._stalled(now)
+        now = self._begin_turn()
+        if self._is_stalled(now):
+            self._stopping = True
+            self._on_stall()
             return
         if now - self.renewed >= self.lease / 4:
             await self._renew()
@@ -197,8 +167,7 @@ class Keeper:
             self._revision = revision
             return
         for partition, epoch in self.held.items():
-            if self.drop(partition, epoch):
-                self._tell(Lost(partition, epoch))
+            self._forfeit(partition, epoch)
         self.token = os.urandom(8).hex()
         await self._enter(again=True)
 
@@ -212,8 +181,8 @@ class Keeper:
         for partition, epoch in self.held.items():
             lease = seen.get(partition)
             newer = lease is not None and lease.epoch >= epoch  # an older one was read from a replica that lags
-            if newer and not shares.is_mine(lease, self.token, epoch) and self.drop(partition, epoch):
-                self._tell(Lost(partition, epoch))
+            if newer and not shares.is_mine(lease, self.token, epoch):
+                self._forfeit(partition, epoch)
 
     async def _look(self) -> None:
         """Compare what is said with what this member believes, and act."""
@@ -226,12 +195,7 @@ class Keeper:
         known = {p: x for p, x in seen.leases.items() if p not in held or x.epoch >= held[p]}
         todo = shares.plan(self.token, self.partitions, self.wanted, known, held, self._revoking.copy(), live)
         for partition in todo.revoke:
-            with self._lock:
-                mine = self.held.get(partition) == held[partition]
-                if mine:
-                    self._revoking.add(partition)
-            if mine:
-                self._tell(Revoked(partition, held[partition]))
+            self._revoke(partition, held[partition])
         for partition in todo.claim:
             if partition not in self.held and not self._stopping:
                 await self._claim(partition, holds.get(partition, Held(Hold(), 0)), seen)
@@ -250,19 +214,12 @@ class Keeper:
         subject = self.names.lease(self.group, partition)
         if await leases.put(self._link, subject, msgspec.msgpack.encode(mine), before.revision) is None:
             return
-        with self._lock:
-            self.held = {**self.held, partition: mine.epoch}
-        died = before.revision > 0 and not hold.released
-        self._tell(Assigned(partition, mine.epoch, after_death=died))
+        self._take(partition, mine.epoch, after_death=before.revision > 0 and not hold.released)
 
     async def _is_buried(self, peer: Peer, seen: View) -> bool:
         """The member is dead, and can renew nothing any more. One that owns nothing is as dead, and is tidied away."""
-        now = self._began  # what is said was read later
-        counter, since = self._seen.get(peer.token, (-1, now))
-        if counter != peer.counter:
-            since = now
-        self._seen[peer.token] = (peer.counter, since)
-        if now - since <= self.lease and self._runs(peer, elsewhere=True):
+        since = self._unchanged(peer.token, peer.counter, self._began)  # what is said was read later
+        if since <= self.lease and self._runs(peer, elsewhere=True):
             return False
         subject = self.names.peer(self.group, peer.token)
         buried = await leases.put(self._link, subject, b"", peer.counter, GONE | GONE_FOR)
@@ -285,14 +242,4 @@ class Keeper:
                     tasks.create_task(self._give_back(partition, epoch))
             await leases.put(self._link, self._subject, b"", self._revision, GONE | GONE_FOR)
         except (TimeoutError, ExceptionGroup, RefoldError) as error:
-            log.warning("%s could not leave, others wait for its lease: %s", self.member, error)
-
-    def _stalled(self, now: float) -> None:
-        frame = sys._current_frames().get(self._watched)
-        stack = "".join(traceback.format_stack(frame)) if frame is not None else "(no stack)"
-        log.critical(
-            "the event loop has not turned for %.0f s: %s ends, others take over\n%s",
-            now - self.turned, self.member, stack,
-        )  # fmt: skip
-        self._stopping = True
-        self._on_stall()
+            log.warning("%s could not leave, others wait for its lease: %s", self.member, reason(error))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import math
 from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING
 
@@ -136,7 +135,7 @@ class JetStreamSubscription:
         return await save(self.group, partition, token, epoch, position, anchor, dict(changed), gone)
 
     def deadline(self, partition: int) -> float:
-        return self.keeper.renewed + self.keeper.lease if partition in self.keeper.held else -math.inf
+        return self.keeper.deadline(partition)
 
     def turned(self) -> None:
         self.keeper.turned = self._loop.time()

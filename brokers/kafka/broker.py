@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import logging
 import threading
-from collections.abc import AsyncIterator, Callable, Collection, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Sequence
 from typing import Literal
 
 from ...bus.broker import (
@@ -32,15 +32,17 @@ from ...bus.broker import (
     Stored,
 )  # fmt: skip
 from ...bus.clock import Clock, Source
-from ...bus.errors import BrokerUnavailable, LogMismatch, LogMissing, TooLarge
+from ...bus.errors import BrokerUnavailable, LogMismatch, LogMissing
 from ...bus.partition import partition_of
+from ...bus.stall import exit_stalled
 from ..shares import is_mine
+from ..sizes import check
 from . import health, topics, wire
 from .address import Address, parse
 from .checkpoints import Checkpoints
 from .control import Control, Made, Told, Withdrawn, meta_of
 from .hints import Hints, KafkaListener
-from .keeper import Keeper, Membership, exit_stalled
+from .keeper import Keeper, Membership
 from .link import PATIENCE, Link, together
 from .outbox import Outbox, Pair
 from .reading import Log
@@ -48,11 +50,9 @@ from .subscription import KafkaSubscription
 
 log = logging.getLogger("refold.kafka")
 
-COMPRESSION = {"none": 0, "gzip": 1, "lz4": 3, "zstd": 4}
-
 
 def from_url(url: str) -> KafkaBroker:
-    """`kafka://host:9092,host2/namespace?partitions=24&replication=3`; see `docs/operating.md`. Raises ConfigError."""
+    """`kafka://host:9092,host2/namespace?partitions=24&replication=3`; see `docs/kafka.md`. Raises ConfigError."""
     return KafkaBroker(parse(url))
 
 
@@ -77,7 +77,7 @@ class KafkaBroker:
         self.clock, self.source = clock or Clock(), source or Source()
         self.names = topics.names_of(address.namespace)
         self.link = Link(address, patience=patience)
-        self.outbox = Outbox(self.link, compression=COMPRESSION[address.settings.get("compression", "none")])
+        self.outbox = Outbox(self.link, compression=wire.compression(address.settings.get("compression", "none")))
         self.log = Log(self.link, self.names.log)
         self.control = Control(self.link, self.outbox, self.names.control)
         self.checkpoints = Checkpoints(self.link, self.names.checkpoints)
@@ -207,26 +207,14 @@ class KafkaBroker:
 
     # ---- appending ---------------------------------------------------------------------------------------------------
     async def append(self, items: Sequence[Item], fence: Fence | None = None) -> list[Result]:
-        loads = [self._load(item.partition, ((item.key, r.value) for r in item.records)) for item in items]
+        loads = [self._load(item.partition, [(item.key, r.value) for r in item.records]) for item in items]
         puts = [self.outbox.put(self.names.log, i.partition, *load) for i, load in zip(items, loads, strict=True)]
         return [_appended(await put, len(load[0])) for put, load in zip(puts, loads, strict=True)]
 
-    def _load(self, partition: int, records: Iterable[tuple[str | None, bytes]]) -> tuple[list[Pair], int]:
+    def _load(self, partition: int, records: Sequence[tuple[str | None, bytes]]) -> tuple[list[Pair], int]:
         """Return what is to be stored, and its size. Raises ValueError, TooLarge, TypeError."""
-        meta, whole = self.meta, 0
-        if not 0 <= partition < meta.partitions:
-            raise ValueError(f"partition {partition}: the log has {meta.partitions}, counted from 0")
-        out: list[Pair] = []
-        for key, value in records:
-            taken = value if type(value) is bytes else bytes(memoryview(value))
-            size = len(taken)
-            if size > meta.max_record:
-                raise TooLarge(f"a record of {size} bytes, the log takes {meta.max_record}", remedy="send less")
-            whole += size
-            out.append((None if key is None else key.encode(), taken))
-        if whole > meta.max_append:
-            raise TooLarge(f"an append of {whole} bytes, the log takes {meta.max_append}", remedy="send less")
-        return out, whole
+        size = check(self.meta, partition, [value for _, value in records])
+        return [(None if key is None else key.encode(), value) for key, value in records], size
 
     async def append_raw(self, partition: int, records: Sequence[tuple[str | None, bytes]]) -> tuple[int, ...]:
         pairs, size = self._load(partition, records)

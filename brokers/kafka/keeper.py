@@ -5,16 +5,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
-import sys
 import threading
 import time
-import traceback
 from collections.abc import Callable
 from typing import NamedTuple
 
-from ...bus.broker import Assigned, Event, Lost, Revoked
+from ...bus.broker import Event
 from ...bus.errors import BrokerUnavailable, ConfigError, LogMismatch, RefoldError
+from ..keeping import PartitionKeeper
 from ..shares import Lease, Wanted, is_mine, plan
 from . import wire
 from .address import Address
@@ -26,14 +24,8 @@ from .topics import Names
 
 log = logging.getLogger("refold.kafka")
 
-EXIT_STALLED = 70
 LOOK_AT_TOPIC, LOOK_AGAIN = 5.0, 1.0
 """Seconds after which the log's topic is asked for its id: one that was deleted and made again has another."""
-
-
-def exit_stalled() -> None:
-    """End the process: a death like any other; others take over."""
-    os._exit(EXIT_STALLED)
 
 
 class Membership(NamedTuple):
@@ -50,29 +42,21 @@ class Membership(NamedTuple):
     stall_limit: float
 
 
-class Keeper:
-    """Owns the partitions of one member. `tell` is called, in the thread, with events for the subscription.
+class Keeper(PartitionKeeper):
+    """Keeps the partitions of one member: words in the control topic. `tell` is told of a log that is gone, too."""
 
-    `held` is replaced, never changed, so any thread may read it; `renewed` is when the last beat that counts was sent.
-    """
+    log = log
 
     def __init__(
         self, who: Membership, tell: Callable[[Event | RefoldError], None], on_stall: Callable[[], None]
     ) -> None:
+        super().__init__(who.member, lease=who.lease, stall_limit=who.stall_limit, tell=tell, on_stall=on_stall)
         self.who = who
-        self.held: dict[int, int] = {}
         self.pens: dict[int, Pen] = {}
-        self.turned = self.renewed = time.monotonic()
-        self.token = os.urandom(8).hex()
         self.silent = False
         """For tests: do nothing, as a process that was stopped."""
-        self._tell, self._on_stall = tell, on_stall
-        self._watched = threading.get_ident()
-        self._lock = threading.Lock()
-        self._revoking: set[int] = set()
-        self._seen: dict[str, tuple[int, float]] = {}
+        self._complain = tell
         self._counter = 0
-        self._began = time.monotonic()
         self._joined = threading.Event()
         self._problem: Exception | None = None
         self._leaving = self._stop = False
@@ -105,15 +89,6 @@ class Keeper:
             except RuntimeError:  # it is closed
                 pass
 
-    def drop(self, partition: int, epoch: int) -> bool:
-        """Hold the partition no longer; False where it was not held under this epoch."""
-        with self._lock:
-            if self.held.get(partition) != epoch:
-                return False
-            self.held = {p: e for p, e in self.held.items() if p != partition}
-            self._revoking.discard(partition)
-            return True
-
     # ---- the thread --------------------------------------------------------------------------------------------------
     def _run(self) -> None:
         try:
@@ -121,13 +96,13 @@ class Keeper:
         except Exception as error:
             self._problem = error
             if self._joined.is_set():
-                log.exception("the membership of %s ended", self.who.member)
+                log.exception("the membership of %s ended", self.member)
         finally:
             self._joined.set()
 
     async def _main(self) -> None:
         self._loop, self._bell = asyncio.get_running_loop(), asyncio.Event()
-        link = Link(self.who.address, patience=max(self.who.lease, 10.0))
+        link = Link(self.who.address, patience=max(self.lease, 10.0))
         outbox = Outbox(link)
         try:
             await link.open([self.who.names.control, self.who.names.checkpoints])
@@ -144,7 +119,7 @@ class Keeper:
             await link.aclose()
 
     async def _keep(self) -> None:
-        pause = min(self.who.lease / 8, 0.5)
+        pause = min(self.lease / 8, 0.5)
         watching: asyncio.Task[None] | None = None
         topic_seen = time.monotonic()
         while not self._stop:
@@ -161,13 +136,11 @@ class Keeper:
                     topic_seen = time.monotonic()
                     await self._look_at_topic()
                 await self._turn()
-            except RefoldError as error:
-                log.warning("the place of %s in its group could not be kept: %s", self.who.member, error)
-                if not isinstance(error, BrokerUnavailable):
-                    self._tell(error)
-                await asyncio.sleep(pause)
-            except Exception:
-                log.exception("the place of %s in its group could not be kept", self.who.member)
+                self._outage.over()
+            except Exception as error:  # noqa: BLE001 - it is told, and tried again
+                self._failed(error)
+                if isinstance(error, RefoldError) and not isinstance(error, BrokerUnavailable):
+                    self._complain(error)
                 await asyncio.sleep(pause)
         if watching is not None:
             watching.cancel()
@@ -192,15 +165,12 @@ class Keeper:
                 self.control.take(raw)
 
     async def _turn(self) -> None:
-        before, self._began = self._began, time.monotonic()
-        now = self._began
-        if now - before > self.who.lease / 2:  # this process was stopped, or the log away: others are not dead by that
-            self.turned = now  # so its loop did not block
-            self._seen.clear()
-        if now - self.turned > self.who.stall_limit:
-            self._stalled(now)
+        now = self._begin_turn()
+        if self._is_stalled(now):
+            self._stop = True
+            self._on_stall()
             return
-        if now - self.renewed >= self.who.lease / 4:
+        if now - self.renewed >= self.lease / 4:
             await self._beat()
         await self._look()
 
@@ -213,17 +183,17 @@ class Keeper:
         self._counter += 1
         sent = time.monotonic()
         wanted = None if self.who.wanted is None else sorted(self.who.wanted)
-        beat = Beat(self.who.group, self.who.member, self.token, self._counter, wanted)
+        beat = Beat(self.who.group, self.member, self.token, self._counter, wanted)
         state = await self.control.write(beat)
-        if time.monotonic() - sent > self.who.lease / 2:
+        if time.monotonic() - sent > self.lease / 2:
             self._seen.clear()
         self._lose(self._group(state))
         self.renewed = sent
 
     def _lose(self, group: Group) -> None:
         for partition, epoch in self.held.items():
-            if not is_mine(group.leases.get(partition), self.token, epoch) and self.drop(partition, epoch):
-                self._tell(Lost(partition, epoch))
+            if not is_mine(group.leases.get(partition), self.token, epoch):
+                self._forfeit(partition, epoch)
 
     async def _look(self) -> None:
         """Compare the fold with what this member believes, and act."""
@@ -231,34 +201,25 @@ class Keeper:
         self._lose(group)
         live = {token: peer.takes() for token, peer in group.peers.items() if self._alive(token, peer.counter)}
         held, leases = self.held, dict(group.leases)
+        owners = {lease.owner for lease in leases.values()}
+        dead = [(t, peer.counter) for t, peer in group.peers.items() if t not in live and t not in owners]
         todo = plan(self.token, self.who.partitions, self.who.wanted, leases, held, self._revoking.copy(), live)
         for partition in todo.revoke:
-            with self._lock:
-                known = self.held.get(partition) == held[partition]
-                if known:
-                    self._revoking.add(partition)
-            if known:
-                self._tell(Revoked(partition, held[partition]))
+            self._revoke(partition, held[partition])
         if todo.claim and not self._stop:
             await self._claim(group, todo.claim)
         for lease in todo.forgotten:  # a release, or what came of a claim, was lost on its way
             if self.held.get(lease.partition) != lease.epoch:
                 await self.control.write(Release(self.who.group, self.token, lease.partition, lease.epoch))
-        owners = {lease.owner for lease in group.leases.values()}
-        for token in [t for t in group.peers if t not in live and t not in owners]:
-            await self.control.write(Left(self.who.group, token, group.peers[token].counter))
+        for token, counter in dead:  # as it was seen: it may have shown itself, or be buried, since
+            await self.control.write(Left(self.who.group, token, counter))
             self._seen.pop(token, None)
 
     def _alive(self, token: str, counter: int) -> bool:
         """Its counter moved within the lease, by this process's own clock."""
         if token == self.token:
             return True
-        now = time.monotonic()
-        known, since = self._seen.get(token, (-1, now))
-        if known != counter:
-            since = now
-        self._seen[token] = (counter, since)
-        return now - since <= self.who.lease
+        return self._unchanged(token, counter, time.monotonic()) <= self.lease
 
     async def _claim(self, group: Group, wanted: list[int]) -> None:
         wishes, before = list[tuple[int, int, str, int]](), dict(group.leases)
@@ -272,10 +233,7 @@ class Keeper:
         now = self._group(await self.control.read())
         for partition, epoch in got:
             if is_mine(now.leases.get(partition), self.token, epoch) and not self._stop:
-                with self._lock:
-                    self.held = {**self.held, partition: epoch}
-                died = partition in before and not before[partition].released
-                self._tell(Assigned(partition, epoch, after_death=died))
+                self._take(partition, epoch, after_death=partition in before and not before[partition].released)
 
     async def _take_pens(self, partitions: list[int]) -> None:
         """Fence whoever wrote the checkpoints of these partitions, before anybody is told that they are owned."""
@@ -296,7 +254,7 @@ class Keeper:
         try:
             await self.control.write(Left(self.who.group, self.token))
         except RefoldError as error:
-            log.warning("%s could not leave, others wait for its lease: %s", self.who.member, error)
+            log.warning("%s could not leave, others wait for its lease: %s", self.member, error)
 
     # ---- what must not be --------------------------------------------------------------------------------------------
     async def _look_at_topic(self) -> None:
@@ -311,13 +269,3 @@ class Keeper:
         if gone or (not found.error and self.who.topic_id and found.id != self.who.topic_id):
             self._gone = True
             raise LogMismatch(f"topic {self.who.names.log} was deleted{'' if gone else ' and made again'} meanwhile")
-
-    def _stalled(self, now: float) -> None:
-        frame = sys._current_frames().get(self._watched)
-        stack = "".join(traceback.format_stack(frame)) if frame is not None else "(no stack)"
-        log.critical(
-            "the event loop has not turned for %.0f s: %s ends, others take over\n%s",
-            now - self.turned, self.who.member, stack,
-        )  # fmt: skip
-        self._stop = True
-        self._on_stall()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import math
 from collections import defaultdict, deque
 from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING
@@ -161,9 +160,7 @@ class KafkaSubscription:
         link, topic = self.broker.link, self.broker.names.log
         wanted = {(topic, p): offset for p, offset in offsets.items()}
         try:
-            return await link.fetch(
-                node, wanted, wait=wait, lane=lane, max_bytes=MAX_BYTES, part_bytes=PART_BYTES
-            )
+            return await link.fetch(node, wanted, wait=wait, lane=lane, max_bytes=MAX_BYTES, part_bytes=PART_BYTES)
         except Again:
             await link.rest()
             return {}
@@ -272,7 +269,7 @@ class KafkaSubscription:
         return True
 
     def deadline(self, partition: int) -> float:
-        return self.keeper.renewed + self.keeper.who.lease if partition in self.keeper.held else -math.inf
+        return self.keeper.deadline(partition)
 
     def turned(self) -> None:
         self.keeper.turned = self._loop.time()

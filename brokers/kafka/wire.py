@@ -9,7 +9,7 @@ import ssl
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from aiokafka import errors  # type: ignore[import-untyped]
+from aiokafka import codec, errors  # type: ignore[import-untyped]
 from aiokafka.client import AIOKafkaClient  # type: ignore[import-untyped]
 from aiokafka.conn import collect_hosts, create_conn  # type: ignore[import-untyped]
 from aiokafka.consumer.fetcher import PartitionRecords  # type: ignore[import-untyped]
@@ -29,11 +29,14 @@ from aiokafka.record.default_records import DefaultRecordBatchBuilder  # type: i
 from aiokafka.record.memory_records import MemoryRecords  # type: ignore[import-untyped]
 from aiokafka.structs import TopicPartition as _Place  # type: ignore[import-untyped]
 
+from ...bus.errors import ConfigError
+
 log = logging.getLogger("refold.kafka")
 
 if logging.getLogger("aiokafka").level == logging.NOTSET:
     logging.getLogger("aiokafka").setLevel(logging.CRITICAL)  # each failure is raised to somebody, who says it once
 
+COMPRESSION = {"none": 0, "gzip": 1, "lz4": 3, "zstd": 4}
 EARLIEST, LATEST = -2, -1
 """Times that `list_offsets` takes for the two ends."""
 
@@ -52,6 +55,13 @@ NOTHING_WRITTEN = {3, 5, 6, 9, 19, 74, 75, 76}
 REFUSALS = tuple(errors.for_code(code) for code in (33, 34, 58))
 """A mechanism that is not there, a wrong order of words, a wrong password."""
 NETWORK: tuple[type[BaseException], ...] = (errors.KafkaError, OSError, asyncio.TimeoutError)
+
+
+def compression(name: str) -> int:
+    """Return the number of a codec. Raises ConfigError where the package that it needs is not there."""
+    if (name == "lz4" and not codec.has_lz4()) or (name == "zstd" and not codec.has_zstd()):
+        raise ConfigError(f"compression={name} needs a package that is not installed: pip install 'aiokafka[{name}]'")
+    return COMPRESSION[name]
 
 
 def named(code: int) -> str:

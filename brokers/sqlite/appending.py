@@ -7,8 +7,8 @@ from collections.abc import Iterator, Sequence
 from itertools import chain
 from typing import TypeVar
 
-from ...bus.broker import Appended, Conflict, Duplicate, Fence, Fenced, Item, LogMeta, Result, Stored
-from ...bus.errors import LogCorrupt, TooLarge
+from ...bus.broker import Appended, Conflict, Duplicate, Fence, Fenced, Item, Result, Stored
+from ...bus.errors import LogCorrupt
 from .leases import current_epoch
 from .schema import MASK, SHIFT, crc_of, id_hash, key_hash, place
 
@@ -62,23 +62,6 @@ class Tails:
         at, time = known[0], max(known[1], now)
         self._known[partition] = (at + count, time)
         return at, time
-
-
-def check(meta: LogMeta, partition: int, values: Sequence[bytes]) -> int:
-    """Return the size of an append. Raises TooLarge; ValueError where the log has no such partition."""
-    if not 0 <= partition < meta.partitions:
-        raise ValueError(f"partition {partition}: the log has {meta.partitions}, counted from 0")
-    whole = 0
-    for value in values:
-        if type(value) is not bytes:
-            raise TypeError(f"a record is bytes, not {type(value).__name__}")
-        size = len(value)
-        if size > meta.max_record:
-            raise TooLarge(f"a record of {size} bytes, the log takes {meta.max_record}", remedy="send less")
-        whole += size
-    if whole > meta.max_append:
-        raise TooLarge(f"an append of {whole} bytes, the log takes {meta.max_append}", remedy="send less")
-    return whole
 
 
 class Append:

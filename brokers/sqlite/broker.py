@@ -32,10 +32,12 @@ from ...bus.broker import (
 from ...bus.clock import Clock
 from ...bus.errors import ConfigError, LogMissing, RefoldError
 from ...bus.partition import partition_of
+from ...bus.stall import exit_stalled
+from ..sizes import check
 from . import appending, checkpoints, health, presence as presences, reading, schema
 from .connection import connect, identity, patiently, refuse_network, refuse_remains, same_file, transact, translated
 from .doorbell import COMMIT, MEMBERS, Doorbell, Ear, commit_in
-from .keeper import Keeper, exit_stalled
+from .keeper import Keeper
 from .subscription import SqliteSubscription
 from .tidy import Tidy
 from .writer import Writer
@@ -199,12 +201,12 @@ class SqliteBroker:
     async def append(self, items: Sequence[Item], fence: Fence | None = None) -> list[Result]:
         meta, size = self.meta, 0
         for item in items:
-            size += appending.check(meta, item.partition, [r.value for r in item.records])
+            size += check(meta, item.partition, [r.value for r in item.records])
         job = appending.Append(self._tails, items, fence, self.clock.now())
         return await self.writer.do(job, size, COMMIT)
 
     async def append_raw(self, partition: int, records: Sequence[tuple[str | None, bytes]]) -> tuple[int, ...]:
-        size = appending.check(self.meta, partition, [value for _, value in records])
+        size = check(self.meta, partition, [value for _, value in records])
         now = self.clock.now()
         return await self.writer.do(
             lambda db: appending.append_raw(db, self._tails, partition, records, now), size, COMMIT
@@ -218,9 +220,7 @@ class SqliteBroker:
 
     async def read_workflow(self, correlation_id: str, *, after: int = 0, limit: int = 1000) -> Page:
         partition = partition_of(correlation_id, self.meta.partitions)
-        return await self.readers.run(
-            lambda db: reading.page_of_workflow(db, partition, correlation_id, after, limit)
-        )
+        return await self.readers.run(lambda db: reading.page_of_workflow(db, partition, correlation_id, after, limit))
 
     async def read_at(self, partition: int, positions: Sequence[int]) -> list[Stored]:
         return await self.readers.run(lambda db: reading.records_at(db, self.path, partition, positions))

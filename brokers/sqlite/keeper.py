@@ -6,52 +6,35 @@ from __future__ import annotations
 import logging
 import os
 import sqlite3
-import sys
 import threading
 import time
-import traceback
 from collections.abc import Callable
 
-from ...bus.broker import Assigned, Event, Lost, Revoked
-from ...bus.errors import ConfigError, RefoldError
+from ...bus.broker import Event
+from ...bus.errors import ConfigError
 from .. import pids, shares
+from ..keeping import PartitionKeeper
 from ..shares import Lease, Peer, View, Wanted
 from . import leases
 from .connection import connect, transact, translated
 
 log = logging.getLogger("refold.sqlite")
 
-EXIT_STALLED = 70
 
+class Keeper(PartitionKeeper):
+    """Keeps the leases of one member: rows of the file."""
 
-def exit_stalled() -> None:
-    """End the process: a death like any other; others take over."""
-    os._exit(EXIT_STALLED)
-
-
-class Keeper:
-    """Owns the leases of one member. `tell` is called, in the thread, with events for the subscription.
-
-    `held` is replaced, never changed, so any thread may read it; `renewed` is the start of the last renewal.
-    """
+    log = log
 
     def __init__(
         self, path: str, group: str, member: str, partitions: int, wanted: Wanted, *, lease: float,
         stall_limit: float, patience: float, tell: Callable[[Event], None], on_stall: Callable[[], None],
         ring: Callable[[], None],
     ) -> None:  # fmt: skip
-        self.path, self.group, self.member = path, group, member
+        super().__init__(member, lease=lease, stall_limit=stall_limit, tell=tell, on_stall=on_stall)
+        self.path, self.group = path, group
         self.partitions, self.wanted = partitions, wanted
-        self.lease, self.stall_limit, self.patience = lease, stall_limit, patience
-        self.held: dict[int, int] = {}
-        self.turned = self.renewed = time.monotonic()
-        self.token = os.urandom(8).hex()
-        self._tell, self._on_stall, self._ring = tell, on_stall, ring
-        self._watched = threading.get_ident()
-        self._lock = threading.Lock()
-        self._revoking: set[int] = set()
-        self._seen: dict[str, tuple[int, float]] = {}
-        self._began = time.monotonic()
+        self.patience, self._ring = patience, ring
         self._wake = threading.Event()
         self._stop = threading.Event()
         self._me = Peer(member, self.token, 1, os.getpid(), pids.started(os.getpid()) or 0.0, pids.place(), wanted)
@@ -92,15 +75,6 @@ class Keeper:
             leases.release(db, self.group, self.token, partition, epoch)
         leases.remove_peer(db, self.group, self.token)
 
-    def drop(self, partition: int, epoch: int) -> bool:
-        """Hold the partition no longer; False where it was not held under this epoch."""
-        with self._lock:
-            if self.held.get(partition) != epoch:
-                return False
-            self.held = {p: e for p, e in self.held.items() if p != partition}
-            self._revoking.discard(partition)
-            return True
-
     # ---- the thread --------------------------------------------------------------------------------------------------
     def _keep(self) -> None:
         db: sqlite3.Connection | None = None
@@ -110,23 +84,19 @@ class Keeper:
                 with translated(self.path):
                     db = db or connect(self.path, synchronous="NORMAL")
                     self._turn(db)
-            except RefoldError as error:
-                log.warning("the leases of %s could not be kept: %s", self.member, error)
-            except Exception:
-                log.exception("the leases of %s could not be kept", self.member)
+                self._outage.over()
+            except Exception as error:  # noqa: BLE001 - it is told, and tried again
+                self._failed(error)
             self._wake.wait(pause)
             self._wake.clear()
         if db is not None:
             db.close()
 
     def _turn(self, db: sqlite3.Connection) -> None:
-        before, self._began = self._began, time.monotonic()
-        now = self._began
-        if now - before > self.lease / 2:  # this process was stopped, maybe within its last turn
-            self.turned = now  # so its loop did not block, nor are others dead
-            self._seen.clear()
-        if now - self.turned > self.stall_limit:
-            self._stalled(now)
+        now = self._begin_turn()
+        if self._is_stalled(now):
+            self._stop.set()
+            self._on_stall()
             return
         if now - self.renewed >= self.lease / 4:
             try:
@@ -155,8 +125,8 @@ class Keeper:
     def _lose(self, seen: dict[int, Lease]) -> None:
         """Notice what others have taken; before a renewal counts, so that no deadline covers what is lost."""
         for partition, epoch in self.held.items():
-            if not shares.is_mine(seen.get(partition), self.token, epoch) and self.drop(partition, epoch):
-                self._tell(Lost(partition, epoch))
+            if not shares.is_mine(seen.get(partition), self.token, epoch):
+                self._forfeit(partition, epoch)
 
     def _look(self, db: sqlite3.Connection) -> None:
         """Compare the rows with what this member believes, and act."""
@@ -166,12 +136,7 @@ class Keeper:
         held = self.held
         todo = shares.plan(self.token, self.partitions, self.wanted, seen.leases, held, self._revoking.copy(), live)
         for partition in todo.revoke:
-            with self._lock:
-                known = self.held.get(partition) == held[partition]
-                if known:
-                    self._revoking.add(partition)
-            if known:
-                self._tell(Revoked(partition, held[partition]))
+            self._revoke(partition, held[partition])
         if todo.claim:
             self._claim(db, seen, todo.claim)
         if todo.forgotten:  # a release, or what came of a claim, was lost with the lock or the disk
@@ -185,9 +150,7 @@ class Keeper:
     def _claim(self, db: sqlite3.Connection, seen: View, wanted: list[int]) -> None:
         got = transact(db, self.path, self.patience, lambda: leases.claim(db, self.group, self.token, seen, wanted))
         for lease in got:
-            with self._lock:
-                self.held = {**self.held, lease.partition: lease.epoch}
-            self._tell(Assigned(lease.partition, lease.epoch, after_death=not lease.released))
+            self._take(lease.partition, lease.epoch, after_death=not lease.released)
 
     def _give_back(self, db: sqlite3.Connection, forgotten: list[Lease]) -> None:
         for lease in forgotten:
@@ -202,23 +165,9 @@ class Keeper:
         """Its counter moved within the lease, by this process's own clock; a dead process of this host is dead."""
         if peer.token == self.token:
             return True
-        now = self._began  # the rows were read later
-        counter, since = self._seen.get(peer.token, (-1, now))
-        if counter != peer.counter:
-            since = now
-        self._seen[peer.token] = (peer.counter, since)
-        return now - since <= self.lease and self._runs(peer, elsewhere=True)
+        since = self._unchanged(peer.token, peer.counter, self._began)  # the rows were read later
+        return since <= self.lease and self._runs(peer, elsewhere=True)
 
     def _runs(self, peer: Peer, elsewhere: bool = False) -> bool:
         """Its process is there; `elsewhere` where that cannot be seen from here."""
         return pids.is_running(peer.pid, peer.started) if peer.place == self._me.place else elsewhere
-
-    def _stalled(self, now: float) -> None:
-        frame = sys._current_frames().get(self._watched)
-        stack = "".join(traceback.format_stack(frame)) if frame is not None else "(no stack)"
-        log.critical(
-            "the event loop has not turned for %.0f s: %s ends, others take over\n%s",
-            now - self.turned, self.member, stack,
-        )  # fmt: skip
-        self._stop.set()
-        self._on_stall()

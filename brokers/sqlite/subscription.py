@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import math
 from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING
 
@@ -213,7 +212,7 @@ class SqliteSubscription:
         return await self.broker.writer.do(save, save.size)
 
     def deadline(self, partition: int) -> float:
-        return self.keeper.renewed + self.keeper.lease if partition in self.keeper.held else -math.inf
+        return self.keeper.deadline(partition)
 
     def turned(self) -> None:
         self.keeper.turned = self._loop.time()

@@ -7,6 +7,7 @@ from mutants.in_fold import wrong
 
 APPENDING = "brokers/sqlite/appending.py"
 KEEPER = "brokers/sqlite/keeper.py"
+KEEPING = "brokers/keeping.py"
 LEASES = "brokers/sqlite/leases.py"
 MEMORY = "brokers/memory.py"
 PORT = "test_conformance.py::test_every_promise_of_the_port_is_kept"
@@ -136,9 +137,9 @@ IN_THE_LOG = [
     ),
     wrong(
         "an owner is not told what it has lost",
-        KEEPER,
-        "                self._tell(Lost(partition, epoch))\n",
-        "                pass\n",
+        KEEPING,
+        "            self._tell(Lost(partition, epoch))\n",
+        "            pass\n",
         "test_sqlite.py::test_an_owner_that_was_stopped_beyond_its_lease_cannot_append_hears_of_the_loss_and_lives_on",
         "test_sqlite.py::test_an_epoch_ends_for_its_owner_when_another_takes_it",
     ),
@@ -152,9 +153,9 @@ IN_THE_LOG = [
     ),
     wrong(
         "a loop that does not turn keeps its leases for ever",
-        KEEPER,
-        "        if now - self.turned > self.stall_limit:",
-        "        if False:",
+        KEEPING,
+        "        if now - self.turned <= self.stall_limit:",
+        "        if True:",
         "test_sqlite.py::test_a_loop_that_does_not_turn_is_ended_with_its_stack_in_the_log",
     ),
     wrong(
