@@ -287,6 +287,34 @@ def test_starts_that_a_foreign_partitioner_has_put_elsewhere_are_handled_once_ea
 
 
 # ---- owning ----------------------------------------------------------------------------------------------------------
+def test_who_looks_only_for_what_is_new_reads_nothing_older_and_who_asks_for_it_later_gets_it(go, kafka_address):
+    async def main():
+        async with contextlib.AsyncExitStack() as stack:
+            broker = await opened(stack, new_log(kafka_address), LogSpec(partitions=1))
+            await broker.append([item(key, f"{key}{n}") for n in range(20) for key in ("a", "b")])
+            reader = await opened(stack, lambda: KafkaBroker(broker.address), LogSpec())
+            fetched = list[int]()
+            fetch = reader.link.fetch
+
+            async def seen(node, wanted, **how):
+                fetched.extend(offset for (topic, _), offset in wanted.items() if topic == reader.names.log)
+                return await fetch(node, wanted, **how)
+
+            reader.link.fetch = seen
+            for after in (30, 35, 40):
+                found = [r.position for r in (await reader.read_workflow("a", after=after)).records]
+                assert found == list(range(31, 41, 2))[(after - 30 + 1) // 2 :]
+            assert min(fetched) >= 30
+            both = await asyncio.gather(*(reader.read_workflow("b", after=after) for after in (10, 36, 0)))
+            assert [[r.position for r in page.records] for page in both] == [
+                list(range(first, 41, 2)) for first in (12, 38, 2)
+            ]
+            await broker.append([item("a", "last")])
+            assert [r.position for r in (await reader.read_workflow("a", after=37)).records] == [39, 41]
+
+    go(main())
+
+
 def test_a_fetch_that_is_cancelled_loses_no_record(go, kafka_address):
     async def main():
         async with contextlib.AsyncExitStack() as stack:
@@ -498,6 +526,27 @@ def test_an_append_that_waits_for_its_topic_is_not_written_to_another_of_that_na
             assert (await broker.link.offsets(broker.names.log, [home])) == {home: 0}
 
     go(main())
+
+
+def test_a_topic_of_the_same_name_takes_nothing_of_who_has_not_noticed(go, kafka_address):
+    """It is appended to by its id."""
+
+    async def main():
+        async with contextlib.AsyncExitStack() as stack:
+            broker = await opened(stack, new_log(kafka_address))
+            await broker.append([item("k", "a")])
+            await recreated(broker, kafka_address)
+            with pytest.raises(LogMismatch, match="was deleted and made again"):
+                await broker.append([item("k", "b")])
+            assert not any((await broker.link.offsets(broker.names.log, [0, 1])).values())
+
+    go(main())
+
+
+def test_a_node_that_takes_no_ids_is_asked_by_name():
+    request = wire.produce_request({("t", 0): b"batch"}, 100, ids={"t": "00" * 16})
+    assert [request.prepare({0: (3, highest)}).API_VERSION for highest in (8, 12, 13, 14)] == [7, 7, 13, 13]
+    assert wire.produce_request({("t", 0): b"batch"}, 100).prepare({0: (3, 13)}).API_VERSION == 7
 
 
 def test_a_worker_whose_log_was_deleted_stops_loudly(go, kafka_address, monkeypatch):

@@ -141,7 +141,7 @@ class Pen:
         place = (self.topic, self.partition)
 
         async def once() -> int:
-            request = wire.produce_request({place: data}, int(REQUEST * 800), self.name)
+            request = wire.produce_request({place: data}, int(REQUEST * 800), transaction_id=self.name)
             code, offset = wire.produced(await link.ask(link.leader(*place), request, COORDINATE))[place]
             if code != wire.DUPLICATE:
                 self._judge(link, code)

@@ -26,16 +26,16 @@ def stored(raw: Raw) -> Stored:
 
 
 class Index:
-    """Which positions of a partition a key has, up to where it was read; 8 bytes a record, some 200 a key."""
+    """Which positions of a partition a key has, above `start` and up to where it was read; 8 bytes a record, some 200 a
+    key. Indexes of one partition share `turn`: one of them scans at a time."""
 
-    def __init__(self, log: Log, partition: int) -> None:
-        self.log, self.partition = log, partition
-        self.next = 0
+    def __init__(self, log: Log, partition: int, start: int, turn: asyncio.Lock) -> None:
+        self.log, self.partition, self.start, self.turn = log, partition, start, turn
+        self.next = start
         self._own = array("q")
         self._keys: dict[int, array[int]] = {}
         self._recent: OrderedDict[int, Raw] = OrderedDict()
         self._bytes = 0
-        self._lock = asyncio.Lock()
 
     async def catch_up(self) -> None:
         """Know all that was acknowledged before. One scan serves all that ask at once."""
@@ -44,7 +44,7 @@ class Index:
             await self.log.after_loss(self.partition, self.next)
         if self.next >= end:
             return
-        async with self._lock:
+        async with self.turn:
             while self.next < end:
                 part = await self.log.news.ask(self.partition, self.next)
                 if part.error:

@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 from ...bus.errors import BrokerUnavailable, ConfigError, LogCorrupt, LogMismatch, LogMissing, RefoldError
 from . import wire
 from .address import Address
+from .requests import TopicsRequest
 from .wire import Part
 
 T = TypeVar("T")
@@ -188,7 +189,7 @@ class Link:
         found = dict[str, wire.Topic]()
         for node in self._nodes():
             with contextlib.suppress(Again):
-                answer = wire.topics_of(await self.ask(node, wire.TopicsRequest(list(names))))
+                answer = wire.topics_of(await self.ask(node, TopicsRequest(list(names))))
                 found |= {n: t for n, t in answer.items() if n not in found or found[n].error}
             if found and all(topic.error != wire.UNKNOWN_TOPIC for topic in found.values()):
                 return found

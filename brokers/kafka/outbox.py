@@ -145,18 +145,18 @@ class Outbox:
 
     def _pump(self) -> None:
         self._called = False
-        ready: dict[int, list[Place]] = defaultdict(list)
+        ready: dict[tuple[int, bool], list[Place]] = defaultdict(list)
         now = time.monotonic()
         for place in self._active:
             channel = self._channels[place]
             if channel.flying or channel.not_before > now:
                 continue
             try:
-                ready[self.link.leader(*place)].append(place)
+                ready[self.link.leader(*place), place[0] in self.link.ids].append(place)  # all by id, or by name
             except BrokerUnavailable as error:
                 channel.doubtful = True
                 self._postpone(place, str(error))
-        for node, places in ready.items():
+        for (node, _), places in ready.items():
             lane = next((lane for lane in PRODUCE if (node, lane) not in self._busy), None)
             if lane is not None:
                 self._busy.add((node, lane))
@@ -236,9 +236,10 @@ class Outbox:
             return self._producer
 
     async def _send(self, node: int, lane: int, batches: dict[Place, Batch]) -> None:
-        request = wire.produce_request({place: b.data for place, b in batches.items()}, int(REQUEST * 800))
+        ids = self.link.ids
+        request = wire.produce_request({place: b.data for place, b in batches.items()}, int(REQUEST * 800), ids=ids)
         try:
-            answer = wire.produced(await self.link.ask(node, request, lane))
+            answer = wire.produced(await self.link.ask(node, request, lane), ids)
         except (BrokerUnavailable, ConfigError) as error:
             for place, batch in batches.items():
                 batch.unsure = True
@@ -268,7 +269,7 @@ class Outbox:
                 batch.data = b""
                 self._postpone(place, wire.named(code))
         elif code in wire.AGAIN:
-            channel.doubtful = channel.doubtful or code == wire.UNKNOWN_TOPIC
+            channel.doubtful = channel.doubtful or code in (wire.UNKNOWN_TOPIC, wire.UNKNOWN_ID, wire.OTHER_ID)
             batch.unsure = batch.unsure or code not in wire.NOTHING_WRITTEN
             self._postpone(place, wire.named(code))
         else:

@@ -133,8 +133,10 @@ class Log:
     async def workflow(self, partition: int, correlation_id: str, after: int, limit: int) -> Page:
         """Return records of a workflow and of the partition itself, above a position."""
         index = self._indexes.get(partition)
-        if index is None:
-            index = self._indexes[partition] = Index(self, partition)
+        if index is None:  # who waits for what was just appended wants nothing older
+            index = self._indexes[partition] = Index(self, partition, after, asyncio.Lock())
+        elif after < index.start:
+            index = self._indexes[partition] = Index(self, partition, 0, index.turn)
         await index.catch_up()
         positions = index.positions(correlation_id, after)
         page = positions[:limit]

@@ -1,4 +1,4 @@
-"""The one file that knows the insides of aiokafka: its client, its protocol structs, its record batches."""
+"""All that knows the insides of aiokafka, with requests.py: its client, its protocol structs, its record batches."""
 
 from __future__ import annotations
 
@@ -13,28 +13,15 @@ from aiokafka import codec, errors  # type: ignore[import-untyped]
 from aiokafka.client import AIOKafkaClient  # type: ignore[import-untyped]
 from aiokafka.conn import collect_hosts, create_conn  # type: ignore[import-untyped]
 from aiokafka.consumer.fetcher import PartitionRecords  # type: ignore[import-untyped]
-from aiokafka.protocol import admin, coordination, fetch, metadata, offset, produce, transaction  # type: ignore[import-untyped]
-from aiokafka.protocol.api import Request, RequestStruct, Response  # type: ignore[import-untyped]
-from aiokafka.protocol.types import (  # type: ignore[import-untyped]
-    AbstractType,
-    Boolean,
-    CompactArray,
-    CompactString,
-    Int16,
-    Int32,
-    Schema,
-    TaggedFields,
-)
+from aiokafka.protocol import admin, coordination, fetch, metadata, offset, transaction  # type: ignore[import-untyped]
 from aiokafka.record.default_records import DefaultRecordBatchBuilder  # type: ignore[import-untyped]
 from aiokafka.record.memory_records import MemoryRecords  # type: ignore[import-untyped]
 from aiokafka.structs import TopicPartition as _Place  # type: ignore[import-untyped]
 
 from ...bus.errors import ConfigError
+from .requests import ProduceRequest
 
 log = logging.getLogger("refold.kafka")
-
-if logging.getLogger("aiokafka").level == logging.NOTSET:
-    logging.getLogger("aiokafka").setLevel(logging.CRITICAL)  # each failure is raised to somebody, who says it once
 
 COMPRESSION = {"none": 0, "gzip": 1, "lz4": 3, "zstd": 4}
 EARLIEST, LATEST = -2, -1
@@ -46,10 +33,11 @@ UNKNOWN_TOPIC, TOPIC_EXISTS = 3, 36
 OUT_OF_ORDER, DUPLICATE, BAD_EPOCH, UNKNOWN_PRODUCER = 45, 46, 47, 59
 BAD_STATE, BAD_MAPPING, CONCURRENT, FENCED = 48, 49, 51, 90
 STORAGE = 56
+UNKNOWN_ID, OTHER_ID = 100, 103
 NO_RIGHT = {29: "topic", 30: "group", 31: "cluster", 53: "transactional id"}
-AGAIN = {-1, 2, 3, 5, 6, 7, 8, 9, 13, 14, 15, 16, 19, 20, 41, 51, 56, 72, 74, 75, 76, 78}
+AGAIN = {-1, 2, 3, 5, 6, 7, 8, 9, 13, 14, 15, 16, 19, 20, 41, 51, 56, 72, 74, 75, 76, 78, UNKNOWN_ID, OTHER_ID}
 """What goes away by itself: elections, moves, time limits, replicas that are behind."""
-NOTHING_WRITTEN = {3, 5, 6, 9, 19, 74, 75, 76}
+NOTHING_WRITTEN = {3, 5, 6, 9, 19, 74, 75, 76, UNKNOWN_ID, OTHER_ID}
 """Of these: the broker took nothing of the batch."""
 
 REFUSALS = tuple(errors.for_code(code) for code in (33, 34, 58))
@@ -66,11 +54,16 @@ def compression(name: str) -> int:
 
 def named(code: int) -> str:
     """Return the name of an error code."""
-    return str(errors.for_code(code).__name__)
+    return "UnknownTopicId" if code in (UNKNOWN_ID, OTHER_ID) else str(errors.for_code(code).__name__)
 
 
 class Client(AIOKafkaClient):  # type: ignore[misc]
-    """aiokafka's, which never makes a topic by asking for it."""
+    """aiokafka's, which never makes a topic by asking for it, and leaves it to its caller to say what went wrong."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**settings)
+        if logging.getLogger("aiokafka").level == logging.NOTSET:
+            logging.getLogger("aiokafka").setLevel(logging.CRITICAL)
 
     async def _metadata_update(self, cluster_metadata: Any, topics: Any) -> bool:
         request = metadata.MetadataRequest(list(topics), False)
@@ -200,17 +193,25 @@ def _unpack_all(batches: Any, start: int) -> tuple[list[Raw], int]:
     return out, following
 
 
-def produce_request(parts: Mapping[tuple[str, int], bytes], wait_ms: int, transaction_id: str | None = None) -> Any:
-    """Append record batches; answered when all replicas in sync have them."""
+def produce_request(
+    parts: Mapping[tuple[str, int], bytes], wait_ms: int, *, transaction_id: str | None = None,
+    ids: Mapping[str, str] = {},
+) -> ProduceRequest:  # fmt: skip
+    """Append record batches; answered when all replicas in sync have them. With the `ids` of all topics, to those."""
     topics: dict[str, list[tuple[int, bytes]]] = {}
     for (topic, partition), batch in parts.items():
         topics.setdefault(topic, []).append((partition, batch))
-    return produce.ProduceRequest(transaction_id, -1, wait_ms, list(topics.items()))
+    return ProduceRequest(transaction_id, wait_ms, list(topics.items()), ids)
 
 
-def produced(answer: Any) -> dict[tuple[str, int], tuple[int, int]]:
+def produced(answer: Any, ids: Mapping[str, str] = {}) -> dict[tuple[str, int], tuple[int, int]]:
     """Return (error, offset of the first record) of each batch."""
-    return {(topic, part[0]): (part[1], part[2]) for topic, parts in answer.topics for part in parts}
+    names: dict[Any, str] = {bytes.fromhex(id): name for name, id in ids.items()}
+    out: dict[tuple[str, int], tuple[int, int]] = {}
+    for topic, parts, *_ in answer.topics:
+        name: str = names.get(topic) or topic
+        out |= {(name, partition): (error, first) for partition, error, first, *_ in parts}
+    return out
 
 
 def batch_bytes(
@@ -258,58 +259,7 @@ def config_request(kind: int, name: str) -> Any:
     return admin.DescribeConfigsRequest([(kind, name, None)], False)
 
 
-# ---- the identity of a topic, which aiokafka does not ask for --------------------------------------------------------
-class _Uuid(AbstractType):  # type: ignore[misc]
-    @classmethod
-    def encode(cls, value: bytes) -> bytes:
-        return value
-
-    @classmethod
-    def decode(cls, data: Any) -> bytes:
-        return bytes(data.read(16))
-
-
-class _TopicsAnswer(Response):  # type: ignore[misc]
-    API_KEY, API_VERSION = 3, 10  # pyright: ignore
-    _BROKER = (
-        ("node", Int32), ("host", CompactString("utf-8")), ("port", Int32), ("rack", CompactString("utf-8")),
-        ("tags", TaggedFields),
-    )  # fmt: skip
-    _PARTITION = (
-        ("error_code", Int16), ("partition", Int32), ("leader", Int32), ("leader_epoch", Int32),
-        ("replicas", CompactArray(Int32)), ("isr", CompactArray(Int32)), ("offline", CompactArray(Int32)),
-        ("tags", TaggedFields),
-    )  # fmt: skip
-    _TOPIC = (
-        ("error_code", Int16), ("topic", CompactString("utf-8")), ("id", _Uuid), ("is_internal", Boolean),
-        ("partitions", CompactArray(*_PARTITION)), ("operations", Int32), ("tags", TaggedFields),
-    )  # fmt: skip
-    SCHEMA = Schema(
-        ("throttle_time_ms", Int32), ("brokers", CompactArray(*_BROKER)), ("cluster_id", CompactString("utf-8")),
-        ("controller", Int32), ("topics", CompactArray(*_TOPIC)), ("operations", Int32), ("tags", TaggedFields),
-    )  # fmt: skip
-
-
-class _TopicsQuestion(RequestStruct):  # type: ignore[misc]
-    API_KEY, API_VERSION, RESPONSE_TYPE, FLEXIBLE_VERSION = 3, 10, _TopicsAnswer, True
-    SCHEMA = Schema(
-        ("topics", CompactArray(("id", _Uuid), ("name", CompactString("utf-8")), ("tags", TaggedFields))),
-        ("create", Boolean), ("operations", Boolean), ("topic_operations", Boolean), ("tags", TaggedFields),
-    )  # fmt: skip
-
-
-class TopicsRequest(Request[_TopicsQuestion]):  # type: ignore[misc]
-    """Ask what is known of topics, with their ids, making none."""
-
-    API_KEY = 3
-
-    def __init__(self, topics: Sequence[str]) -> None:
-        self._topics = topics
-
-    def build(self, request_struct_class: Any) -> Any:
-        return request_struct_class([(bytes(16), name, {}) for name in self._topics], False, False, False, {})
-
-
+# ---- topics --------------------------------------------------------------------------------------------------------
 class Topic(NamedTuple):
     """What the cluster knows of a topic: its id, and of each partition its leader, replicas and those in sync."""
 
