@@ -286,7 +286,6 @@ def test_starts_that_a_foreign_partitioner_has_put_elsewhere_are_handled_once_ea
     go(main())
 
 
-# ---- owning ----------------------------------------------------------------------------------------------------------
 def test_who_looks_only_for_what_is_new_reads_nothing_older_and_who_asks_for_it_later_gets_it(go, kafka_address):
     async def main():
         async with contextlib.AsyncExitStack() as stack:
@@ -315,6 +314,7 @@ def test_who_looks_only_for_what_is_new_reads_nothing_older_and_who_asks_for_it_
     go(main())
 
 
+# ---- owning ----------------------------------------------------------------------------------------------------------
 def test_a_fetch_that_is_cancelled_loses_no_record(go, kafka_address):
     async def main():
         async with contextlib.AsyncExitStack() as stack:

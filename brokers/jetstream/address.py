@@ -33,6 +33,7 @@ class Address(Struct, frozen=True, kw_only=True):
     max_bytes: int | None = None
     sync: str = "unknown"
     tls: bool = False
+    cloudevents: bool = False
     secrets: dict[str, str] = field(default_factory=dict)
 
     def __repr__(self) -> str:
@@ -46,6 +47,8 @@ class Address(Struct, frozen=True, kw_only=True):
             said["sync"] = self.sync
         if self.tls:
             said["tls"] = "true"
+        if self.cloudevents:
+            said["cloudevents"] = "true"
         said |= {name: quote(self.secrets[name], safe="/") for name in FILES if name in self.secrets}
         query = "&".join(f"{name}={value}" for name, value in said.items())
         return f"nats://{','.join(self.servers)}/{self.namespace}{'?' if query else ''}{query}"
@@ -94,15 +97,15 @@ def parse(url: str, environment: Mapping[str, str] | None = None) -> Address:
             secrets[name] = text
         elif name == "sync" and text in ("always", "default"):
             address = replace(address, sync=text)
-        elif name == "tls" and text in ("true", "false"):
-            address = replace(address, tls=text == "true")
+        elif name in ("tls", "cloudevents") and text in ("true", "false"):
+            address = replace(address, **{name: text == "true"})
         else:
             wrong.append(f"{name} is no setting, or not with this value")
     if wrong:
         raise ConfigError(
             f"nats://{','.join(hosts)}/...: {'; '.join(wrong)}. Write nats://host:4222,host2/namespace, with any of "
-            "?partitions=, replicas=, max_bytes= (numbers), sync=always|default, tls=true, creds=, nkey=, tls_ca=, "
-            "tls_cert=, tls_key= (files)"
+            "?partitions=, replicas=, max_bytes= (numbers), sync=always|default, tls=true, cloudevents=true, "
+            "creds=, nkey=, tls_ca=, tls_cert=, tls_key= (files)"
         )
     return replace(address, secrets=_completed(secrets, os.environ if environment is None else environment))
 

@@ -10,12 +10,14 @@ import time
 from collections.abc import Coroutine, Sequence
 from itertools import groupby
 from typing import Any
+from urllib.parse import quote
 
 from nats.aio.msg import Msg
 
 from ...bus.broker import Appended, Conflict, Item, LogMeta, Result
 from ...bus.errors import BrokerUnavailable, LogMissing, LogTruncated, Overloaded, TooLarge
 from .. import sizes
+from ..cloudevents import attributes
 from .connection import (
     DUPLICATE_IN_BATCH,
     LAST_UNAVAILABLE,
@@ -40,6 +42,8 @@ SETTLES = 3.0
 """Seconds after which a stream that ends too early is believed to be truncated."""
 AGAIN = (WRONG_LAST_BUSY, LAST_UNAVAILABLE)
 Work = Coroutine[Any, Any, None]
+PLAIN = "".join(map(chr, range(0x21, 0x7F))).replace("%", "").replace('"', "")
+"""What a header may hold as it is (CloudEvents, HTTP protocol binding 1.0.2, 3.1.3.2)."""
 LAST = re.compile(r"wrong last sequence: (\d+)")
 
 
@@ -65,6 +69,14 @@ class Message:
         self.sent = 0
         self.answer: asyncio.Future[Msg]
 
+    def describe(self, limit: int) -> None:
+        """Say in the headers what it is, if it is one record and stays within the limit."""
+        if self.count == 1:
+            named = attributes(self.payload, "ce-", "ce-datacontenttype")
+            more = self.headers | {name: quote(text, safe=PLAIN) for name, text in named.items()}
+            if size_of(self.payload, more) <= limit:
+                self.headers = more
+
     def expect(self, sequence: int) -> None:
         """Be stored only if the subject's last message is this one."""
         self.expected = sequence
@@ -77,10 +89,12 @@ class Message:
 
 
 class Appender:
-    """Appends to the streams of a log. `tops` is the highest sequence of each partition that is known to be stored."""
+    """Appends to the streams of a log. `tops` is the highest sequence of each partition that is known to be stored;
+    `described` messages have headers that say what they are."""
 
-    def __init__(self, link: Link, names: Names, meta: LogMeta, reader: Reader) -> None:
+    def __init__(self, link: Link, names: Names, meta: LogMeta, reader: Reader, *, described: bool = False) -> None:
         self.tops: dict[int, int] = {}
+        self._described = described
         self._link, self._names, self._meta, self._reader = link, names, meta, reader
         self._root = names.root
         self._prefix, self._made = os.urandom(8).hex(), 0
@@ -168,6 +182,8 @@ class Appender:
                 f"an append of {size_of(message.payload, message.headers)} bytes with its headers, the server's "
                 f"max_payload is {limit}", remedy="send less"
             )  # fmt: skip
+        if self._described:
+            message.describe(limit)
         return message
 
     # ---- items of one partition --------------------------------------------------------------------------------------

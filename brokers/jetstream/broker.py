@@ -139,7 +139,9 @@ class JetStreamBroker:
     def _begin(self, opened: streams.Opened, link: Link) -> None:
         self._opened, self.names = opened, opened.names
         self.reader = Reader(link, opened.names, opened.replicas > 1)
-        self.appender = Appender(link, opened.names, opened.meta, self.reader)
+        self.appender = Appender(
+            link, opened.names, opened.meta, self.reader, described=self.address.cloudevents
+        )
         self.checkpoints = Checkpoints(link, opened.names, self.reader)
 
     # ---- records -----------------------------------------------------------------------------------------------------

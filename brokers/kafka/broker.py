@@ -35,6 +35,7 @@ from ...bus.clock import Clock, Source
 from ...bus.errors import BrokerUnavailable, LogMismatch, LogMissing
 from ...bus.partition import partition_of
 from ...bus.stall import exit_stalled
+from ..cloudevents import attributes
 from ..shares import is_mine
 from ..sizes import check
 from . import health, topics, wire
@@ -60,6 +61,11 @@ def _appended(offset: int, count: int) -> Appended:
     return Appended((offset + 1,) if count == 1 else tuple(range(offset + 1, offset + 1 + count)))
 
 
+def described(value: bytes) -> wire.Headers:
+    """Return the headers of a record."""
+    return [(name, text.encode()) for name, text in attributes(value, "ce_", "content-type").items()]
+
+
 class KafkaBroker:
     """See `refold.bus.broker.Broker` for what each method promises.
 
@@ -77,7 +83,10 @@ class KafkaBroker:
         self.clock, self.source = clock or Clock(), source or Source()
         self.names = topics.names_of(address.namespace)
         self.link = Link(address, patience=patience)
-        self.outbox = Outbox(self.link, compression=wire.compression(address.settings.get("compression", "none")))
+        self.outbox = Outbox(
+            self.link, compression=wire.compression(address.settings.get("compression", "none")),
+            describe=described if address.settings.get("cloudevents") == "true" else None,
+        )  # fmt: skip
         self.log = Log(self.link, self.names.log)
         self.control = Control(self.link, self.outbox, self.names.control)
         self.checkpoints = Checkpoints(self.link, self.names.checkpoints)

@@ -7,7 +7,7 @@ import contextlib
 import logging
 import time
 from collections import defaultdict, deque
-from collections.abc import Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
 
 from ...bus.errors import BrokerUnavailable, ConfigError, LogMissing, Overloaded, RefoldError, TooLarge
@@ -21,6 +21,8 @@ Pair = tuple[bytes | None, bytes | None]
 
 OVERHEAD = 70
 """Bytes that a record of a batch has at most beside its key and value."""
+HEADER = 6
+"""Bytes that a header has at most beside its name and value."""
 BATCH = 1_000_000
 """Bytes that are put into a batch where more appends wait; the topic's `max.message.bytes` may allow less."""
 GONE = 5.0
@@ -32,10 +34,12 @@ NO_PRODUCER = (-1, -1)
 class Parcel:
     """The records of one append; they enter one batch, never two."""
 
-    __slots__ = ("done", "records", "size")
+    __slots__ = ("done", "headers", "records", "size")
 
-    def __init__(self, records: Sequence[Pair], size: int, done: asyncio.Future[int]) -> None:
-        self.records, self.size, self.done = records, size, done
+    def __init__(
+        self, records: Sequence[Pair], size: int, done: asyncio.Future[int], headers: list[wire.Headers]
+    ) -> None:
+        self.records, self.size, self.done, self.headers = records, size, done, headers
 
 
 class Batch:
@@ -44,6 +48,9 @@ class Batch:
     def __init__(self, parcels: list[Parcel], since: float) -> None:
         self.parcels, self.since = parcels, since
         self.records = [record for parcel in parcels for record in parcel.records]
+        self.headers: list[wire.Headers] = []
+        if any(parcel.headers for parcel in parcels):
+            self.headers = [headers for p in parcels for headers in p.headers or [[]] * len(p.records)]
         self.data = b""
         self.unsure = False
         """An answer was lost: it may be there already."""
@@ -69,10 +76,13 @@ class Channel:
 
 
 class Outbox:
-    """Appends batches over a link. Idempotent: what is sent again after a lost answer is there once."""
+    """Appends batches over a link. Idempotent: what is sent again after a lost answer is there once. `describe` returns
+    the headers of a value; an append that is too large with them goes without."""
 
-    def __init__(self, link: Link, *, compression: int = 0) -> None:
-        self.link, self.compression = link, compression
+    def __init__(
+        self, link: Link, *, compression: int = 0, describe: Callable[[bytes], wire.Headers] | None = None
+    ) -> None:
+        self.link, self.compression, self.describe = link, compression, describe
         self.limits: dict[str, int] = {}
         """`max.message.bytes` of the topics, where it is known."""
         self._channels: dict[Place, Channel] = defaultdict(Channel)
@@ -95,7 +105,15 @@ class Outbox:
             return done
         if size is None:
             size = sum(len(value or b"") for _, value in records)
-        parcel = Parcel(records, size + sum([len(key or b"") + OVERHEAD for key, _ in records]), done)
+        size += sum([len(key or b"") + OVERHEAD for key, _ in records])
+        headers = list[wire.Headers]()
+        if self.describe is not None:
+            headers = [self.describe(value or b"") for _, value in records]
+            more = sum(len(name) + len(text or b"") + HEADER for each in headers for name, text in each)
+            if size + more > self.limits.get(topic, BATCH):
+                headers, more = [], 0
+            size += more
+        parcel = Parcel(records, size, done, headers)
         if self._closed:
             raise BrokerUnavailable("the connection to Kafka is closed")
         if parcel.size > self.limits.get(topic, BATCH):
@@ -224,7 +242,7 @@ class Outbox:
         if channel.producer == NO_PRODUCER:
             channel.producer, channel.sequence = await self._new_producer(), 0
         batch.data = wire.batch_bytes(
-            batch.records, channel.producer, channel.sequence, compression=self.compression
+            batch.records, channel.producer, channel.sequence, compression=self.compression, headers=batch.headers
         )
 
     async def _new_producer(self) -> tuple[int, int]:

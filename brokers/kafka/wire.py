@@ -96,6 +96,9 @@ async def refusal(settings: Mapping[str, Any]) -> str | None:
     return None
 
 
+Headers = list[tuple[str, bytes | None]]
+
+
 class Raw(NamedTuple):
     """A record as Kafka has it; `time` in milliseconds."""
 
@@ -216,13 +219,13 @@ def produced(answer: Any, ids: Mapping[str, str] = {}) -> dict[tuple[str, int], 
 
 def batch_bytes(
     records: Sequence[tuple[bytes | None, bytes | None]], producer: tuple[int, int], sequence: int, *,
-    transactional: bool = False, compression: int = 0,
+    transactional: bool = False, compression: int = 0, headers: Sequence[Headers] = (),
 ) -> bytes:  # fmt: skip
-    """Return a record batch, which the broker takes or refuses as a whole."""
+    """Return a record batch, which the broker takes or refuses as a whole. `headers`: of each record, or of none."""
     room = 2**31 - 1
     builder = DefaultRecordBatchBuilder(2, compression, int(transactional), producer[0], producer[1], sequence, room)
     for n, (key, value) in enumerate(records):
-        builder.append(n, None, key, value, [])
+        builder.append(n, None, key, value, headers[n] if headers else [])
     return bytes(builder.build())
 
 
