@@ -543,6 +543,20 @@ def test_a_topic_of_the_same_name_takes_nothing_of_who_has_not_noticed(go, kafka
     go(main())
 
 
+def test_the_checkpoint_of_a_log_that_was_deleted_is_not_saved_beside_another(go, kafka_address):
+    async def main():
+        async with contextlib.AsyncExitStack() as stack:
+            broker = await opened(stack, new_log(kafka_address))
+            async with broker.subscribe("g", "old", lease=5.0) as sub:
+                epochs = await owned(sub)
+                await recreated(broker, kafka_address)
+                with pytest.raises(LogMismatch, match="was deleted and made again"):
+                    await sub.save_checkpoint(0, epochs[0], 1, b"1", {b"k": b"old"}, [])
+            assert await broker.checkpoint("g", 0) is None
+
+    go(main())
+
+
 def test_a_node_that_takes_no_ids_is_asked_by_name():
     request = wire.produce_request({("t", 0): b"batch"}, 100, ids={"t": "00" * 16})
     assert [request.prepare({0: (3, highest)}).API_VERSION for highest in (8, 12, 13, 14)] == [7, 7, 13, 13]
