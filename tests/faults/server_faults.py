@@ -14,6 +14,8 @@ from .logs import NAMESPACE, PARTITIONS
 from .stage import START, Broken, Process, Scenario, Stage
 
 SERVERS = ("nats", "kafka")
+FOREIGN = 1_000
+"""Workflows that another client starts."""
 LOUD = 40.0
 """Seconds within which a worker must have ended when its log is gone."""
 
@@ -186,21 +188,21 @@ async def disk_of_server_full(stage: Stage) -> None:
 
 
 async def foreign_records(stage: Stage) -> None:
-    """Another client starts 200 workflows in partitions of its own choice, among garbage, tombstones and records that
+    """Another client starts 1,000 workflows in partitions of its own choice, among garbage, tombstones and records that
     are too large: each is handled once."""
     from .foreign import Foreigner
 
     for _ in range(2):
         stage.worker()
-    await stage.over(stage.client("ann", 200, 206, pause=0.02), within=START)
+    await stage.over(stage.client("ann", FOREIGN, FOREIGN + 6, pause=0.02), within=START)
     foreigner = Foreigner(stage, names_of(NAMESPACE).log)
-    for number in range(200):
+    for number in range(FOREIGN):
         foreigner.start(number, pause="0.02", notes="0")
         if stage.random.random() < 0.3:
-            foreigner.rubbish(f"clerk-{stage.random.randrange(200)}")
+            foreigner.rubbish(f"clerk-{stage.random.randrange(FOREIGN)}")
     await asyncio.to_thread(foreigner.end)
     stage.seen += foreigner.strays
-    await stage.over(stage.client("bob", 0, 200, started=1, notes=0, spread=1), within=START)
+    await stage.over(stage.client("bob", 0, FOREIGN, started=1, notes=0, spread=1), within=3 * START)
     await stage.drain()
 
 
