@@ -17,7 +17,7 @@ NUMBERS = ("partitions", "replication")
 CHOICES = {
     "tls": ("true", "false"), "hostname_check": ("true", "false"), "sasl": tuple(SASL),
     "compression": ("none", "gzip", "lz4", "zstd"), "retention": ("endless", "archived"),
-    "cloudevents": ("true", "false"),
+    "cloudevents": ("true", "false"), "offsets": ("true", "false"),
 }  # fmt: skip
 FILES = ("ca", "cert", "key", "token_file")
 KNOWN = {*NUMBERS, *CHOICES, *FILES, *SECRET, "username"}

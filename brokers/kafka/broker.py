@@ -45,6 +45,7 @@ from .control import Control, Made, Told, Withdrawn, meta_of
 from .hints import Hints, KafkaListener
 from .keeper import Keeper, Membership
 from .link import PATIENCE, Link, together
+from .offsets import Offsets
 from .outbox import Outbox, Pair
 from .reading import Log
 from .subscription import KafkaSubscription
@@ -90,6 +91,7 @@ class KafkaBroker:
         self.log = Log(self.link, self.names.log)
         self.control = Control(self.link, self.outbox, self.names.control)
         self.checkpoints = Checkpoints(self.link, self.names.checkpoints)
+        self.offsets = Offsets(self.link, self.names.log) if address.settings.get("offsets") == "true" else None
         self.hints = Hints(self.link, self.outbox, None)
         self._on_stall = on_stall
         self._meta: LogMeta | None = None

@@ -34,7 +34,10 @@ def rights(address: Address) -> list[Right]:
     """Return what a worker or a client must be allowed to do: to read and write, not to make or change a topic."""
     work = ("Read", "Write", "Describe", "DescribeConfigs")
     out = [Right("topic", name, work) for name in names_of(address.namespace)]
-    return [*out, Right("transactional-id", f"{address.namespace}.", ("Write", "Describe"), prefixed=True)]
+    out.append(Right("transactional-id", f"{address.namespace}.", ("Write", "Describe"), prefixed=True))
+    if address.settings.get("offsets") == "true":
+        out.append(Right("group", f"{address.namespace}.", ("Read",), prefixed=True))
+    return out
 
 
 def commands(address: Address, spec: LogSpec = ANY_LOG, *, principal: str = "User:refold") -> list[list[str]]:

@@ -246,6 +246,8 @@ class KafkaSubscription:
                 if self.keeper.held.get(partition) != epoch or self.keeper.pens.get(partition) is not pen:
                     return False
                 saved = await self._saved(partition, epoch, save)
+                if saved and self.broker.offsets is not None:
+                    await self.broker.offsets.commit(self.group, partition, position)
                 if saved is not None:
                     return saved
         raise BrokerUnavailable(f"the checkpoint of partition {partition} could not be saved: others write it, too")

@@ -13,7 +13,7 @@ from aiokafka import codec, errors  # type: ignore[import-untyped]
 from aiokafka.client import AIOKafkaClient  # type: ignore[import-untyped]
 from aiokafka.conn import collect_hosts, create_conn  # type: ignore[import-untyped]
 from aiokafka.consumer.fetcher import PartitionRecords  # type: ignore[import-untyped]
-from aiokafka.protocol import admin, coordination, fetch, metadata, offset, transaction  # type: ignore[import-untyped]
+from aiokafka.protocol import admin, commit, coordination, fetch, metadata, offset, transaction  # type: ignore[import-untyped]
 from aiokafka.record.default_records import DefaultRecordBatchBuilder  # type: ignore[import-untyped]
 from aiokafka.record.memory_records import MemoryRecords  # type: ignore[import-untyped]
 from aiokafka.structs import TopicPartition as _Place  # type: ignore[import-untyped]
@@ -26,6 +26,8 @@ log = logging.getLogger("refold.kafka")
 COMPRESSION = {"none": 0, "gzip": 1, "lz4": 3, "zstd": 4}
 EARLIEST, LATEST = -2, -1
 """Times that `list_offsets` takes for the two ends."""
+GROUP, TRANSACTION = 0, 1
+"""What a coordinator is asked for."""
 
 # codes of the protocol (https://kafka.apache.org/protocol#protocol_error_codes)
 OK, OUT_OF_RANGE, TOO_LARGE, LIST_TOO_LARGE = 0, 1, 10, 18
@@ -234,9 +236,14 @@ def producer_id_request(transaction_id: str | None, timeout_ms: int) -> Any:
     return transaction.InitProducerIdRequest(transaction_id, timeout_ms)  # pyright: ignore
 
 
-def coordinator_request(transaction_id: str) -> Any:
-    """Ask who coordinates the transactions of an id."""
-    return coordination.FindCoordinatorRequest(transaction_id, 1)
+def coordinator_request(name: str, kind: int = TRANSACTION) -> Any:
+    """Ask who coordinates the transactions of an id, or a consumer group."""
+    return coordination.FindCoordinatorRequest(name, kind)
+
+
+def commit_request(group: str, topic: str, partition: int, offset: int) -> Any:
+    """Commit the offset of the next record, for a group without members."""
+    return commit.OffsetCommitRequest(group, -1, "", -1, [(topic, [(partition, offset, "")])])
 
 
 def add_partition_request(transaction_id: str, producer: tuple[int, int], topic: str, partition: int) -> Any:
