@@ -10,7 +10,7 @@ FIRST, LONGEST = 1.0, 60.0
 
 
 class Outage:
-    """One thing that may be out of reach. `is_news` whether a failure is to be said now."""
+    """One thing that may be out of reach."""
 
     def __init__(self, now: Callable[[], float] = time.monotonic) -> None:
         self._now = now
@@ -23,6 +23,11 @@ class Outage:
             return False
         self._again, self._pause = now + self._pause, min(2 * self._pause, LONGEST)
         return True
+
+    @property
+    def goes_on(self) -> bool:
+        """It failed, and has not worked since."""
+        return self._again > float("-inf")
 
     def over(self) -> None:
         """It worked."""

@@ -557,6 +557,20 @@ def test_the_checkpoint_of_a_log_that_was_deleted_is_not_saved_beside_another(go
     go(main())
 
 
+def test_a_checkpoint_is_saved_though_nobody_says_at_once_whether_the_log_is_the_same(go, kafka_address):
+    async def main():
+        async with contextlib.AsyncExitStack() as stack:
+            broker = await opened(stack, new_log(kafka_address))
+            async with broker.subscribe("g", "m", lease=5.0) as sub:
+                epochs = await owned(sub)
+                asked = Wire(broker, "TopicsRequest")
+                asked.lose = 2
+                assert await sub.save_checkpoint(0, epochs[0], 1, b"1", {b"k": b"v"}, [])
+                assert asked.asked > 2
+
+    go(main())
+
+
 def test_a_node_that_takes_no_ids_is_asked_by_name():
     request = wire.produce_request({("t", 0): b"batch"}, 100, ids={"t": "00" * 16})
     assert [request.prepare({0: (3, highest)}).API_VERSION for highest in (8, 12, 13, 14)] == [7, 7, 13, 13]

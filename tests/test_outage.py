@@ -20,7 +20,9 @@ def test_a_failure_that_goes_on_is_said_less_and_less_often_and_a_new_one_at_onc
         now[0] += 0.25
     assert said[:4] == [0.0, FIRST, 3 * FIRST, 7 * FIRST]
     assert [b - a for a, b in zip(said[-3:], said[-2:], strict=False)] == [LONGEST, LONGEST]
+    assert outage.goes_on
     outage.over()
+    assert not outage.goes_on
     assert outage.is_news()
     assert not outage.is_news()
 

@@ -7,6 +7,7 @@ import logging
 
 from ...bus.errors import RefoldError
 from ...bus.outage import Outage
+from ..keeping import reason
 from . import wire
 from .link import COORDINATE, Link
 
@@ -22,23 +23,21 @@ class Offsets:
     def __init__(self, link: Link, topic: str) -> None:
         self.link, self.topic = link, topic
         self._coordinators: dict[str, int] = {}
-        self._outage, self._failing = Outage(), False
+        self._outage = Outage()
 
     async def commit(self, group: str, partition: int, position: int) -> None:
         """Say that the records up to a position are folded. What goes wrong is said in the log: the next one may do."""
         name = f"{self.topic}.{group}"
         try:
             async with asyncio.timeout(PATIENCE):
-                if self._failing:  # nobody waits for long again
+                if self._outage.goes_on:  # nobody waits for long again
                     await self._commit(name, partition, position)
                 else:
                     await self.link.patiently(lambda: self._commit(name, partition, position))
         except (RefoldError, TimeoutError) as error:
-            self._failing = True
             if self._outage.is_news():
-                log.warning("Kafka's tools do not see how far %s is: %s", group, str(error) or "no answer in time")
+                log.warning("Kafka's tools do not see how far %s is: %s", group, reason(error))
         else:
-            self._failing = False
             self._outage.over()
 
     async def _commit(self, name: str, partition: int, position: int) -> None:

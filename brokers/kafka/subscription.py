@@ -260,7 +260,8 @@ class KafkaSubscription:
                 await pen.take(link)
                 if not await self.broker.owns(self.group, self.keeper.token, partition, epoch):
                     return False
-            await link.still_the_same(self.broker.names.log)  # a transaction goes to the topic of that name
+            log = self.broker.names.log
+            await link.patiently(lambda: link.still_the_same(log))  # a transaction goes to the topic of that name
             producer, pen.producer = pen.producer, (-1, -1)  # until it has succeeded
             await pen.write(link, save, producer)
             pen.producer = producer
