@@ -51,13 +51,14 @@ END = zlib.compressobj(1, zlib.DEFLATED, WINDOW).flush()
 """Ends a packed state that was put together from pieces."""
 DICTIONARY = b"".join(bytes([0xA0 + len(word)]) + word.encode() for word in WORDS.split())
 
+_encode = msgspec.msgpack.Encoder().encode
 _state = msgspec.msgpack.Decoder(Workflow)
 _frozen = msgspec.msgpack.Decoder(Frozen)
 
 
 def freeze(w: Workflow, *, idle: bool) -> bytes:
     """Return the entry of a workflow."""
-    return msgspec.msgpack.encode(frozen(w, pack(encoded(w)), idle=idle))
+    return _encode(frozen(w, pack(encoded(w)), idle=idle))
 
 
 def frozen(w: Workflow, state: bytes, *, idle: bool) -> Frozen:
@@ -71,8 +72,7 @@ def encoded(w: Workflow) -> bytes:
     path = [Entry(e.id, e.ref, e.obliges) for e in w.view.path]
     view = msgspec.structs.replace(w.view, path=path, at={}, news=[], touched=[], released=[])
     verdicts = {id: verdict for id, verdict in w.verdicts.items() if id not in at}
-    bare = msgspec.structs.replace(w, view=view, verdicts=verdicts, whole=False, closed={})
-    return msgspec.msgpack.encode(bare)
+    return _encode(msgspec.structs.replace(w, view=view, verdicts=verdicts, whole=False, closed={}))
 
 
 def pack(state: bytes) -> bytes:
@@ -103,7 +103,12 @@ def peek(entry: bytes) -> Frozen:
 
 def thaw(entry: bytes) -> Workflow:
     """Return the workflow of an entry. It folds on; what needs its history says so (`NeedsHistory`)."""
-    w = _state.decode(state_of(entry))
+    return revive(state_of(entry))
+
+
+def revive(state: bytes) -> Workflow:
+    """Return the workflow of a state (see `encoded`)."""
+    w = _state.decode(state)
     for version, kept in enumerate(w.view.path, 1):
         w.view.at[kept.id] = version
         w.verdicts[kept.id] = Verdict.ADMITTED

@@ -75,11 +75,12 @@ async def _rows(broker: Broker, fold: PartitionFold, presences: list[Presence]) 
 
 async def open_workflows(broker: Broker, fold: PartitionFold) -> list[Workflow]:
     """Return the workflows that are not complete, and those with a message for an agent that nobody ever hosted."""
-    unclaimed = {c for by_agent in fold.unclaimed.values() for c in by_agent}
-    for correlation in unclaimed - {*fold.live, *fold.entries, *fold.recent}:
+    unclaimed = dict.fromkeys(c for by_agent in fold.unclaimed.values() for c in by_agent)
+    for correlation in unclaimed.keys() - {*fold.live, *fold.entries, *fold.recent}:
         fold.restore(correlation, await read_history(broker, correlation))
     found = [w for c in [*fold.live, *fold.entries] if (w := fold.find(c)) is not None]
-    return found + [w for c, w in fold.recent.items() if c in unclaimed and w.view.all_unclaimed()]
+    completed = [w for c in unclaimed if (w := fold.recent.get(c)) is not None]
+    return found + [w for w in completed if w.view.all_unclaimed()]
 
 
 def hosting(presences: Iterable[Presence], partition: int) -> tuple[set[str], set[str]]:

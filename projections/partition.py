@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
@@ -16,6 +15,7 @@ from ..bus.ids import record_key
 from ..bus.message import Envelope
 from ..bus.partition import partition_of
 from .frozen import Kept, freeze, peek, thaw
+from .recent import Recent
 from .stubs import Stub, Stubs
 from .verdict import Verdict
 from .view import Listeners
@@ -77,7 +77,7 @@ class PartitionFold:
         self.live: dict[str, Workflow] = {}
         self.entries: dict[str, bytes] = {}
         self.stubs = Stubs()
-        self.recent: OrderedDict[str, Workflow] = OrderedDict()
+        self.recent = Recent()
         self.strays: dict[int, None] = {}
         self.unclaimed: dict[str, dict[str, None]] = {}
         self.undecodable = 0
@@ -159,7 +159,7 @@ class PartitionFold:
         """Return the workflow, thawed if it was frozen, new if nobody knows it."""
         w = self.find(correlation)
         if w is None:
-            w = self.recent.pop(correlation, None) or Workflow(correlation)
+            w = self.recent.pop(correlation) or Workflow(correlation)
             self.live[correlation] = w
             self.stubs.discard(record_key(correlation))
         return w
@@ -189,16 +189,15 @@ class PartitionFold:
         self.entries.pop(correlation, None)
         self.live.pop(correlation, None)
         if w.last:
-            self.recent[correlation] = w
+            self.recent.add(w)
 
     def settle(self, w: Workflow) -> bool:
         """Keep only a stub of a workflow that is complete; True if it is. Call it after a batch was folded."""
         if w.correlation not in self.live or not w.is_complete():
             return False
         del self.live[w.correlation]
-        self.recent[w.correlation] = w
-        while len(self.recent) > RECENT:
-            self.recent.popitem(last=False)
+        self.recent.add(w)
+        self.recent.trim(RECENT)
         self.stubs.add(record_key(w.correlation), w.first, w.last)
         self.gone.add(w.correlation)
         self.changed.discard(w.correlation)
@@ -229,8 +228,8 @@ class PartitionFold:
         for agent, wanted in listen(self.listeners, self.heard, r):
             for correlation in self.unclaimed.pop(agent, {}):
                 w = self.find(correlation)
-                if w is None and correlation in self.recent:
-                    w = self.live[correlation] = self.recent.pop(correlation)
+                if w is None and (w := self.recent.pop(correlation)) is not None:
+                    self.live[correlation] = w
                     self.stubs.discard(record_key(correlation))
                 if w is not None:
                     w.view.claim(agent, wanted)

@@ -11,6 +11,7 @@ from random_log import RandomLog, whole, written
 
 from refold.bus.broker import Checkpoint
 from refold.projections import partition as partition_module
+from refold.projections import recent as recent_module
 from refold.projections.checkpoint import changes, fold_records, restore
 from refold.projections.frozen import thaw
 from refold.projections.handling import Entry
@@ -30,6 +31,7 @@ def bare(w: Workflow) -> Workflow:
 def test_a_checkpoint_and_the_tail_equal_the_fold_from_zero(go, seed, monkeypatch):
     chance = random.Random(seed)
     monkeypatch.setattr(partition_module, "RECENT", chance.choice([0, 1, 256]))
+    monkeypatch.setattr(recent_module, "OBJECTS", chance.choice([0, 1, 16]))
     if seed % 2:
         cut_small(monkeypatch)
 

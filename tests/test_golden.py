@@ -36,7 +36,7 @@ def test_a_worker_that_reads_such_a_log_sees_the_same(go, path):
         await broker.append_raw(0, [(line["key"], line["value"].encode()) for line in records])
         fold = await read_partition(broker, 0)
         for name, expected in end["folds_to"].items():
-            w = fold.find(name) or fold.recent[name]
+            w = fold.find(name) or fold.recent.get(name)
             assert (w.generation, [e.id for e in w.view.path]) == (expected["generation"], expected["path"])
             assert report(w).status == expected["status"]
 

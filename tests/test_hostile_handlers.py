@@ -410,8 +410,14 @@ def test_a_gather_in_a_gather_that_has_failed_takes_no_further_step(go):
     called: list[str] = []
 
     async def handle(ctx: Context, n: int) -> Any:
+        failed = asyncio.Event()
+
+        async def first(name: str) -> None:
+            called.append(name)
+            await failed.wait()
+
         async def slow(name: str) -> Any:
-            await ctx.effect(f"{name} 1", called.append, name)
+            await ctx.effect(f"{name} 1", first, name)
             return await ctx.effect(f"{name} 2", called.append, f"{name} again")
 
         async def inner() -> Any:
@@ -420,6 +426,7 @@ def test_a_gather_in_a_gather_that_has_failed_takes_no_further_step(go):
 
         async def bad() -> None:
             await ctx.effect("bad", lambda: None)
+            failed.set()
             raise Refuse("bad")
 
         with contextlib.suppress(Refuse):

@@ -77,7 +77,7 @@ def test_waiting_workflows_go_on_from_the_checkpoint_after_a_restart(go, until):
     go(main())
 
 
-def test_a_late_message_to_a_completed_workflow_is_judged_with_its_history(go):
+def test_a_late_message_to_a_completed_workflow_is_judged_with_its_history(go, until):
     async def main():
         broker = await opened()
         agent = Agent("echo")
@@ -92,6 +92,7 @@ def test_a_late_message_to_a_completed_workflow_is_judged_with_its_history(go):
                     await bus.start("echo", 99, id="w")
                 again = await bus.start("echo", 1, id="w")
                 assert await again.result(5) == 1
+                await until(lambda: worker.handled)
                 assert worker.handled == 1
 
     go(main())
