@@ -10,8 +10,7 @@ from long_talk import cut_small
 from random_log import RandomLog, whole, written
 
 from refold.bus.broker import Checkpoint
-from refold.projections import partition as partition_module
-from refold.projections import recent as recent_module
+from refold.projections import partition as partition_module, recent as recent_module
 from refold.projections.checkpoint import changes, fold_records, restore
 from refold.projections.frozen import thaw
 from refold.projections.handling import Entry

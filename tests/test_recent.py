@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from hosting import opened, records, working
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from refold import Agent, AgentMessage, MessageBus
 from refold.bus import codec
