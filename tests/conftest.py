@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, TypeVar
 
@@ -11,6 +12,8 @@ import pytest
 from hypothesis import settings
 
 T = TypeVar("T")
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a shell starts its background jobs so; children inherit it
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 pytest_plugins = ("simulation.mix", "real_servers")
 
 settings.register_profile("quick", deadline=None, print_blob=True)
