@@ -20,6 +20,8 @@ RunKey = tuple[str, str, str]
 """(correlation id, agent, message id)."""
 AGAIN = 1.0
 """Seconds after which something that is due and was acted on is looked at again, in case that was in vain."""
+STALE = 100
+"""So many due times more than stand, and as many as do stand, are kept before those that passed away are dropped."""
 MAX_SKEW = 60.0
 """A timestamp further ahead of this worker's clock (seconds) does not move its time (semantics, section 6)."""
 
@@ -214,7 +216,7 @@ class Place:
         if self._dues.get(correlation) != due:
             self._dues[correlation] = due
             heapq.heappush(self._due, (due, correlation))
-            if len(self._due) > 2 * len(self._dues) + 100:  # most of them have become due otherwise, or never will
+            if len(self._due) > 2 * len(self._dues) + STALE:  # most of them have become due otherwise, or never will
                 self._due = [(due, correlation) for correlation, due in self._dues.items()]
                 heapq.heapify(self._due)
 

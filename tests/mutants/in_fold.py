@@ -8,6 +8,7 @@ JUDGE = "projections/workflow.py"
 VIEW = "projections/view.py"
 LEDGER = "projections/ledger.py"
 PARTITION = "projections/partition.py"
+RECENT = "projections/recent.py"
 MODEL = ("test_rules.py", "test_fold_model.py::test_product_and_model_agree_at_every_prefix_of_long_histories")
 LATE = "test_invariants.py::test_nothing_that_was_written_under_an_older_generation_reaches_the_path_after_it_closed"
 
@@ -195,6 +196,13 @@ IN_THE_FOLD = [
         "",
         "test_worker.py::test_a_late_message_to_a_completed_workflow_is_judged_with_its_history",
         "test_checkpoints.py",
+    ),
+    wrong(
+        "a completed workflow that goes on is found as it was before, too",
+        RECENT,
+        "self._bytes.pop(correlation, None)) is not None",
+        "self._bytes.get(correlation)) is not None",
+        "test_recent.py",
     ),
     wrong(
         "epoch not compared: an old owner's release releases the new owner",
