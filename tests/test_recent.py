@@ -27,7 +27,7 @@ def completed(name: str) -> Workflow:
 )
 def test_what_is_kept_is_what_was_used_last_and_equals_what_was_given(steps, limit):
     recent, states, wanted = Recent(), dict[str, bytes](), dict[str, None]()
-    for what, n in steps:
+    for what, n in [*(("add", n) for n in range(OBJECTS + 9)), *steps]:
         name = str(n)
         if what == "add":
             w = completed(name)
