@@ -10,7 +10,7 @@ from .workflow import Workflow
 
 OBJECTS = 16
 """So many stay objects: what still ends in the turn that completed it asks for them. As objects they are what the
-garbage collector has to walk through again and again: 4,096 of them took a third of a pipeline's time."""
+garbage collector has to walk through again and again: 4,096 of them took a fifth of a pipeline's time."""
 
 
 class Recent:
