@@ -137,6 +137,14 @@ def test_what_a_worker_keeps_does_not_grow_with_the_workflows_it_has_completed(t
         await until(quiet)
         return objects_of(worker)
 
+    async def least(broker: Broker, worker: Worker, numbers: range) -> Counter[str]:
+        """Look three times: what is bounded may be more or less full, what has grown has grown each time."""
+        seen = []
+        for n in numbers[::10][:3]:
+            await run_some(broker, "teller", range(n, n + 10), until)
+            seen.append(await at_rest(worker))
+        return min(seen, key=Counter.total)
+
     async def grow() -> tuple[Counter[str], Counter[str]]:
         async with await opened(tmp_path) as broker, working(broker, teller, helper, sleeper) as worker:
             worker.records._limit = 2000
@@ -144,13 +152,13 @@ def test_what_a_worker_keeps_does_not_grow_with_the_workflows_it_has_completed(t
                 for n in range(SLEEPERS):
                     await bus.start(sleeper, n)
             await run_some(broker, "teller", range(half), until)
-            before = await at_rest(worker)
-            await run_some(broker, "teller", range(half, 2 * half), until)
-            return before, await at_rest(worker)
+            before = await least(broker, worker, range(half, half + 30))
+            await run_some(broker, "teller", range(half + 30, 2 * half), until)
+            return before, await least(broker, worker, range(2 * half, 2 * half + 30))
 
     before, after = asyncio.run(grow())
     grown = {name: (before[name], n) for name, n in after.items() if n > 1.05 * before[name] + 60}
-    assert sum(after.values()) < 1.05 * sum(before.values()) + 60, grown
+    assert sum(after.values()) < 1.05 * sum(before.values()), grown
     assert grown == {}
 
 
