@@ -25,9 +25,6 @@ from .limits import check_effect_name, check_id, check_priority, check_seconds
 from .retry import EFFECT_RETRY, RetryPolicy
 from .threads import Late
 
-ADDRESS = "refold-address"
-"""Header of a request: where a hint about its answer is welcome."""
-
 
 class IdempotencyKey:
     """Stands for the key of the effect whose arguments it is among; the call gets the key itself (a str)."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import logging
 import math
@@ -13,19 +12,20 @@ from typing import Any, Generic, NamedTuple, Self, TypeVar, cast, overload
 
 from ..brokers import open_broker
 from ..bus import codec, kinds
-from ..bus.broker import ANY_LOG, Broker, Listener, LogSpec
+from ..bus.broker import ANY_LOG, Broker, LogSpec
 from ..bus.clock import Clock, Source
-from ..bus.errors import BrokerUnavailable, NoSuchWorkflow, WorkflowExists
+from ..bus.errors import BrokerUnavailable, LogTruncated, NoSuchWorkflow, UndecodableRecord, WorkflowExists
 from ..bus.message import AgentMessage, Expected
 from ..bus.sender import Authorise, Position, Seal, Sender, allow, unsealed
 from ..projections.follow import Follower
 from ..projections.history import raw_of
 from ..projections.status import Report, report
 from ..projections.verdict import Verdict
-from ..projections.view import Request
 from .agent import Agent, AsyncHandler, PlainHandler, asked_of, handler_of, name_of
-from .calls import ADDRESS, RequestCall, check_kind, value_of
+from .calls import RequestCall, check_kind, value_of
+from .hints import Hint, Hints, Told
 from .patience import why_no_answer
+from .records import Records
 
 log = logging.getLogger("refold.client")
 
@@ -37,8 +37,6 @@ DEFAULT_BROKER = "sqlite:///refold.db"
 DEFAULT_TIMEOUT = 30.0
 LOOK_AGAIN = 2.0
 """Seconds after which the log is read again when no hint came."""
-EARLY = 1000
-"""So many hints are kept that came before anybody waited for them."""
 
 
 class Event(NamedTuple):
@@ -55,10 +53,11 @@ class MessageBus(Sender):
 
     def __init__(
         self, broker: Broker, *, sender: str = "client", authorise: Authorise = allow, seal: Seal = unsealed,
-        clock: Clock | None = None, source: Source | None = None,
+        clock: Clock | None = None, source: Source | None = None, records: Records | None = None,
     ) -> None:  # fmt: skip
         super().__init__(broker, authorise=authorise, seal=seal, clock=clock, source=source)
         self.sender = sender
+        self.records = records or Records(broker, 0)
         self._hints = Hints(broker)
 
     @classmethod
@@ -159,14 +158,14 @@ class MessageBus(Sender):
             if known.workflow.version:
                 return await self._known(known, message, returns)
         position = await self.send_message(message)
-        follower = Follower(self.broker, message.correlation_id, position.position - 1)
-        handle: Handle[Any] = Handle(self, follower, message.id, returns, fresh=id is None and bool(message.headers))
         if id is not None:
-            handle.follower = Follower(self.broker, id)
-            await handle.follower.catch_up()
-            if handle.follower.workflow.verdicts.get(message.id) is Verdict.CONFLICT:
-                return await self._known(handle.follower, message, returns)
-        return handle
+            known = Follower(self.broker, id)
+            await known.catch_up()
+            if known.workflow.verdicts.get(message.id) is Verdict.CONFLICT:
+                return await self._known(known, message, returns)
+            return Handle(self, message.id, returns, message.receiver_id, follower=known)
+        fresh = (message.correlation_id, position)
+        return Handle(self, message.id, returns, message.receiver_id, fresh=fresh, hinted=bool(message.headers))
 
     async def _known(self, follower: Follower, wanted: AgentMessage, returns: Any) -> Handle[Any]:
         """The workflow is there: it must have been started by the same call."""
@@ -181,7 +180,7 @@ class MessageBus(Sender):
                 f"workflow {follower.correlation!r} was started with {first.message_type} to {first.receiver_id!r} and "
                 "another payload: choose another id, or `attach` to it"
             )
-        return Handle(self, follower, first.id, returns)
+        return Handle(self, first.id, returns, first.receiver_id, follower=follower)
 
     async def send(
         self, target: Target, payload: Any = None, *, kind: str = kinds.STATUS_UPDATE, id: str | None = None,
@@ -209,10 +208,11 @@ class MessageBus(Sender):
         w = follower.workflow
         if not w.verdicts:
             raise NoSuchWorkflow(f"the log holds no workflow {id!r}; `refold ps` lists those that are open")
-        first = next((q.id for q in w.view.requests.values() if q.asked and q.to is None and q.asker is None), "")
-        return Handle(self, follower, first, returns)
+        asked = (q for q in w.view.requests.values() if q.asked and q.to is None and q.asker is None)
+        first = next(asked, None)
+        return Handle(self, first.id if first else "", returns, first.agent if first else "", follower=follower)
 
-    def told(self, correlation: str) -> AbstractAsyncContextManager[asyncio.Event]:
+    def told(self, correlation: str) -> AbstractAsyncContextManager[Told]:
         """Open an event that is set when a hint about the workflow comes."""
         return self._hints.about(correlation)
 
@@ -224,22 +224,47 @@ def _returns(target: Any, returns: Any) -> Any:
     return handler.result_type if handler is not None else Any
 
 
+class Answer(NamedTuple):
+    """The record that answers a request: its kind, and its bytes."""
+
+    kind: str
+    raw: bytes
+
+
 class Handle(Generic[R]):
     """One workflow, and (where it was asked one) the request whose answer is its result."""
 
     def __init__(
-        self, bus: MessageBus, follower: Follower, request_id: str, returns: Any = Any, *, fresh: bool = False
-    ) -> None:
+        self, bus: MessageBus, request_id: str, returns: Any, agent: str, *, follower: Follower | None = None,
+        fresh: tuple[str, Position] | None = None, hinted: bool = False,
+    ) -> None:  # fmt: skip
+        """Take a workflow that is followed, or (`fresh`) one that begins at that position. `hinted`: the request has
+        just been made with an address, so no look is needed before a hint comes."""
         self.bus = bus
-        self.follower = follower
         self.request_id = request_id
         self.returns = returns
-        self._fresh = fresh  # it has just been asked with an address: a hint will come, no look is needed before
+        self.agent = agent
+        self._follower = follower
+        self._fresh = fresh
+        self._hinted = hinted
 
     @property
     def correlation_id(self) -> str:
         """The workflow's id."""
-        return self.follower.correlation
+        return self._fresh[0] if self._fresh is not None else self.follower.correlation
+
+    @property
+    def follower(self) -> Follower:
+        """The workflow's fold in this process, as far as somebody has looked."""
+        if self._follower is None:
+            assert self._fresh is not None
+            correlation, at = self._fresh
+            self._follower = Follower(self.bus.broker, correlation, at.position - 1)
+        return self._follower
+
+    @property
+    def _partition(self) -> int:
+        return self._fresh[1].partition if self._fresh is not None else self.follower.partition
 
     async def result(self, timeout: float | None = None) -> R:
         """Wait for the answer (`timeout` seconds, None: for ever) and return it. Raises as `MessageBus.request`.
@@ -248,15 +273,16 @@ class Handle(Generic[R]):
         """
         clock = self.bus.clock
         until = math.inf if timeout is None else clock.monotonic() + timeout
-        async with self.bus.told(self.correlation_id) as hint:
+        async with self.bus.told(self.correlation_id) as told:
             while True:
                 left = until - clock.monotonic()
-                wait, self._fresh = self._fresh and left > 0 and not hint.is_set(), False
-                hint.clear()
+                wait, self._hinted = self._hinted and left > 0 and not told.is_set(), False
+                told.clear()
                 try:
-                    q = None if wait else await self._look()
-                    if q is not None:
-                        return cast("R", await self._value(q))
+                    answer = None if wait else await self._look(told)
+                    if answer is not None:
+                        call = RequestCall(kinds.TASK_REQUEST, self.agent, "", False, self.agent, returns=self.returns)
+                        return cast("R", value_of(call, answer.kind, answer.raw))
                 except BrokerUnavailable as error:
                     if left <= 0:
                         raise
@@ -264,32 +290,42 @@ class Handle(Generic[R]):
                 if left <= 0:
                     now, waited = self.bus.clock.now(), cast("float", timeout)
                     raise await why_no_answer(self.bus.broker, self.follower, self.request_id, waited, now)
-                with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(min(left, LOOK_AGAIN)):
-                        await hint.wait()
+                await told.within(min(left, LOOK_AGAIN))
 
-    async def _look(self) -> Request | None:
-        """Return the request if the log holds its answer."""
+    async def _look(self, told: Told) -> Answer | None:
+        """Return the answer if the log holds it: where a worker says that it is, else by the workflow's fold."""
+        position = told.answers.get(self.request_id)
+        if position is not None:
+            answer = await self._answer_at(position)
+            if answer is not None:
+                return answer
+            del told.answers[self.request_id]
         await self.follower.catch_up()
         requests = self.follower.workflow.view.requests
         q = requests.get(self.request_id)
-        if q is None:
+        if q is None or not requests[q.root].answered:
             return None
         root = requests[q.root]
-        return root if root.answered else None
-
-    async def _value(self, q: Request) -> Any:
-        call = RequestCall(kinds.TASK_REQUEST, q.agent, "", False, q.agent, returns=self.returns)
-        raw = self.follower.answers.get(q.answer[0])
+        raw = self.follower.answers.get(root.answer[0])
         if raw is None:
-            (stored,) = await self.bus.broker.read_at(self.follower.partition, [q.answer[0]])
-            raw = stored.value
-        return value_of(call, q.answer_kind, raw_of(raw, q.answer[1]))
+            return Answer(root.answer_kind, await self.bus.records.read(self._partition, root.answer))
+        return Answer(root.answer_kind, raw_of(raw, root.answer[1]))
+
+    async def _answer_at(self, position: int) -> Answer | None:
+        """Return the record there if it answers this request. That it counts was judged by the worker who hinted."""
+        try:
+            raw = await self.bus.records.read(self._partition, (position, -1))
+            r = codec.envelope(raw)
+        except (LogTruncated, UndecodableRecord):
+            return None
+        if r.in_reply_to != self.request_id or r.correlation_id != self.correlation_id:
+            return None
+        return Answer(r.message_type, raw)
 
     async def status(self) -> Report:
         """Return the workflow's state now, with what it waits for and why it is blocked."""
         if not self.follower.whole:
-            self.follower = Follower(self.bus.broker, self.correlation_id)
+            self._follower = Follower(self.bus.broker, self.correlation_id)
         await self.follower.catch_up()
         members = await self.bus.broker.members()
         hosted = {agent for m in members for agent in m.presence.agents}
@@ -298,17 +334,15 @@ class Handle(Generic[R]):
     async def events(self, after: int = 0) -> AsyncIterator[Event]:
         """Yield the workflow's records after that position, then new ones as they come, until it is complete."""
         follower = Follower(self.bus.broker, self.correlation_id)
-        async with self.bus.told(self.correlation_id) as hint:
+        async with self.bus.told(self.correlation_id) as told:
             while True:
-                hint.clear()
+                told.clear()
                 async for j in follower.read():
                     if j.position > after:
                         yield Event(j.position, j.time, j.verdict, codec.readable(j.value))
                 if follower.workflow.verdicts and follower.workflow.is_complete():
                     return
-                with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(LOOK_AGAIN / 8):
-                        await hint.wait()
+                await told.within(LOOK_AGAIN / 8)
 
     async def send(self, payload: Any = None, *, kind: str = kinds.STATUS_UPDATE, to: Target | None = None) -> Position:
         """Append a message to this workflow; `to` defaults to the agent that was asked."""
@@ -334,13 +368,14 @@ class Handle(Generic[R]):
         message = self._message(kinds.TASK_REQUEST, payload, to, asked=True, headers=self.bus._hints.headers())
         await self.bus.send_message(message)
         wanted = self.returns if returns is None and to is None else _returns(to, returns)
-        fresh = bool(message.headers)
-        return await Handle(self.bus, self.follower, message.id, wanted, fresh=fresh).result(timeout)
+        asked = Handle[Any](
+            self.bus, message.id, wanted, message.receiver_id, follower=self.follower, hinted=bool(message.headers)
+        )
+        return await asked.result(timeout)
 
     def _message(self, kind: str, payload: Any, to: Target | None, **fields: Any) -> AgentMessage:
         bus = self.bus
-        q = self.follower.workflow.view.requests.get(self.request_id)
-        receiver = name_of(to) if to is not None else (q.agent if q is not None else "*")
+        receiver = name_of(to) if to is not None else self.agent or "*"
         return AgentMessage(
             id=bus.source.new_id(), sender_id=bus.sender, receiver_id=receiver, message_type=kind, payload=payload,
             correlation_id=self.correlation_id, timestamp=bus.clock.now(), causation_id=self.request_id or None,
@@ -352,56 +387,5 @@ class Handle(Generic[R]):
         from .control import cancel
 
         await cancel(self.bus, self.correlation_id, actor=self.bus.sender, reason=reason)
-        self.bus._hints.ring(self.correlation_id)
+        self.bus._hints.take(Hint(self.correlation_id))
 
-
-class Hints:
-    """One address per client; hints wake who waits for that workflow, or will."""
-
-    def __init__(self, broker: Broker) -> None:
-        self._broker = broker
-        self._waiting: dict[str, set[asyncio.Event]] = {}
-        self._early: dict[str, None] = {}
-        self._listener: Listener | None = None
-        self._stack = contextlib.AsyncExitStack()
-
-    async def __aenter__(self) -> None:
-        self._listener = await self._stack.enter_async_context(self._broker.listen())
-        tasks = await self._stack.enter_async_context(asyncio.TaskGroup())
-        task = tasks.create_task(self._hear(self._listener))
-        self._stack.callback(task.cancel)
-
-    async def __aexit__(self, *exc: Any) -> None:
-        await self._stack.aclose()
-
-    async def _hear(self, listener: Listener) -> None:
-        while True:
-            self.ring((await listener.get()).decode(errors="replace"))
-
-    def ring(self, correlation: str) -> None:
-        """Wake whoever waits for that workflow here; the next one who does, where nobody waits yet."""
-        for event in self._waiting.get(correlation, ()):
-            event.set()
-        if correlation not in self._waiting:
-            self._early[correlation] = None
-            if len(self._early) > EARLY:
-                del self._early[next(iter(self._early))]
-
-    def headers(self) -> dict[str, str]:
-        """Return the headers of a request whose answer somebody waits for here."""
-        return {ADDRESS: self._listener.address} if self._listener is not None else {}
-
-    @asynccontextmanager
-    async def about(self, correlation: str) -> AsyncIterator[asyncio.Event]:
-        """Open an event that is set when a hint about the workflow comes."""
-        event = asyncio.Event()
-        if correlation in self._early:
-            del self._early[correlation]
-            event.set()
-        self._waiting.setdefault(correlation, set()).add(event)
-        try:
-            yield event
-        finally:
-            self._waiting[correlation].discard(event)
-            if not self._waiting[correlation]:
-                del self._waiting[correlation]

@@ -37,15 +37,15 @@ class Crew:
         self.waiting: OrderedDict[Run, tuple[Place, RunKey]] = OrderedDict()
         self.ending: set[asyncio.Task[None]] = set()
         self.abandoned = 0
-        self.timed: dict[RunHost, float] = {}
+        self.timed: dict[Run, tuple[RunHost, float]] = {}
         self.standstill = Standstill()
 
     def look_at_times(self) -> None:
         """End the handlers that have run for as long as they may."""
         now = asyncio.get_running_loop().time()
-        for host in [host for host, due in self.timed.items() if due <= now]:
-            del self.timed[host]
-            host.out_of_time()
+        for run, host in [(run, host) for run, (host, due) in self.timed.items() if due <= now]:
+            del self.timed[run]
+            host.out_of_time(run)
 
     # ---- starting ----------------------------------------------------------------------------------------------------
     def queue(self, place: Place, key: RunKey, h: Handling) -> None:
@@ -69,7 +69,6 @@ class Crew:
         assert w is not None
         assert h is not None
         run = Run(host := RunHost(worker, place, key), self._handler(h), h, w, place.writer())
-        host.run = run
         place.add(key, run)
         run.task = worker.spawn(self._carry_out(place, key, run, lambda: self._work(place, key, run, host)))
 

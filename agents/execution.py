@@ -27,7 +27,7 @@ from ..bus.message import AgentMessage
 from ..projections.patch import merge_patch
 from ..projections.view import NOWHERE, Ref
 from ..projections.workflow import Workflow
-from .calls import ADDRESS, typed
+from .calls import typed
 from .causes import as_failure, describe_error, is_own, text_of
 from .context import Context, PlainFacts
 from .outcome import completion, ended, failure
@@ -58,13 +58,12 @@ doing: ContextVar[Doing | None] = ContextVar("refold_doing", default=None)
 
 
 class RunHost:
-    """What one run sees of its worker."""
+    """What one run sees of its worker. It does not know its run: a cycle would leave each for the garbage collector."""
 
     def __init__(self, worker: Worker, place: Place, key: RunKey) -> None:
         self.worker = worker
         self.place = place
         self.key = key
-        self.run: Run | None = None
         self.clock: Clock = worker.clock
         self.source: Source = worker.source
         self.threads: Threads = worker.threads
@@ -103,81 +102,74 @@ class RunHost:
         await self.worker.lease_good(self.place)
 
     # ---- slot and running time -------------------------------------------------------------------------------------
-    def started(self) -> None:
+    def started(self, run: Run) -> None:
         """The run has a slot: its running time counts."""
-        assert self.run is not None
         self._since = asyncio.get_running_loop().time()
         self._stood = self.worker.crew.standstill.until(self._since)
-        self._arm(self.run.budget)
+        self._arm(run, run.budget)
 
-    def _arm(self, seconds: float) -> None:
+    def _arm(self, run: Run, seconds: float) -> None:
         """Call `out_of_time` then."""
         loop = asyncio.get_running_loop()
         if seconds > COARSE:
-            self.worker.crew.timed[self] = loop.time() + seconds
+            self.worker.crew.timed[run] = (self, loop.time() + seconds)
         else:
-            self._timer = loop.call_later(max(seconds, 0), self.out_of_time)
+            self._timer = loop.call_later(max(seconds, 0), self.out_of_time, run)
 
-    def stopped(self) -> None:
+    def stopped(self, run: Run) -> None:
         """The run has no slot any more."""
-        timed = self.worker.crew.timed.pop(self, None) is not None
+        timed = self.worker.crew.timed.pop(run, None) is not None
         if self._timer is not None:
             self._timer.cancel()
             self._timer, timed = None, True
         if timed:
-            assert self.run is not None
             now = asyncio.get_running_loop().time()
-            self.run.budget -= now - self._since - (self.worker.crew.standstill.until(now) - self._stood)
+            run.budget -= now - self._since - (self.worker.crew.standstill.until(now) - self._stood)
 
-    def out_of_time(self) -> None:
+    def out_of_time(self, run: Run) -> None:
         """The handler has run for as long as it may, but for the time in which nothing could run."""
-        run = self.run
         stood = self.worker.crew.standstill.until(asyncio.get_running_loop().time())
         more = stood - self._stood
         if more > 0:
             self._since, self._stood = self._since + more, stood
-            self._arm(more)
-        elif run is not None and not run.finishing:
+            self._arm(run, more)
+        elif not run.finishing:
             run.fail(HandlerTimeout(f"the handler ran for more than {run.handler.timeout} s; see `timeout=`"))
 
-    def told_to_end(self) -> None:
+    def told_to_end(self, run: Run) -> None:
         """The run's task was cancelled, or has an error that ends it: see to it that it ends."""
-        assert self.run is not None
-        self.worker.crew.watch(self.place, self.key, self.run, self)
+        self.worker.crew.watch(self.place, self.key, run, self)
 
-    def waits(self) -> None:
+    def waits(self, run: Run) -> None:
         """The run only waits now."""
-        run = self.run
-        if run is not None and run.has_slot:
+        if run.has_slot:
             run.has_slot = False
-            self.stopped()
+            self.stopped(run)
             self.worker.crew.waits(self.place, self.key, run)
 
-    def wants_slot(self) -> None:
+    def wants_slot(self, run: Run) -> None:
         """The run can go on."""
-        self.worker.scheduler.resume(self.key, self._resume)
+        self.worker.scheduler.resume(self.key, lambda: self._resume(run))
 
-    def _resume(self) -> None:
-        run = self.run
-        assert run is not None
+    def _resume(self, run: Run) -> None:
         run.wants_slot = False
         if run.over or run.has_slot:
             self.worker.scheduler.release()
             return
         run.has_slot = True
         self.worker.crew.waiting.pop(run, None)
-        self.started()
+        self.started(run)
         run.go_on()
         if not run.busy:
-            self.waits()
+            self.waits(run)
 
-    def wake_at(self, due: float, step: str) -> None:
+    def wake_at(self, run: Run, due: float, step: str) -> None:
         """Call `Run.wake(step)` at that time."""
-        asyncio.get_running_loop().call_later(max(0.0, due - self.now()), self._wake, step)
+        asyncio.get_running_loop().call_later(max(0.0, due - self.now()), self._wake, run, step)
 
-    def _wake(self, step: str) -> None:
-        if self.run is not None and not self.run.over:
-            self.run.wake(step)
+    def _wake(self, run: Run, step: str) -> None:
+        if not run.over:
+            run.wake(step)
 
 
 async def append_records(
@@ -224,7 +216,7 @@ async def execute(run: Run, host: RunHost) -> None:
         await _announce(run, host)
     token = doing.set(Doing(run.correlation, run.agent, run.message_id, run.tries + 1))
     started = host.clock.monotonic()
-    host.started()
+    host.started(run)
     run.begin()
     try:
         records = completion(run, await call_handler(run, host))
@@ -236,7 +228,7 @@ async def execute(run: Run, host: RunHost) -> None:
         records = _failed(run, _reason(run, error))
     finally:
         doing.reset(token)
-        host.stopped()
+        host.stopped(run)
     await conclude(run, host, records, host.clock.monotonic() - started)
 
 
@@ -245,16 +237,7 @@ async def conclude(run: Run, host: RunHost, records: list[AgentMessage], seconds
     if records:
         run.last_id = records[-1].id
         await host.append(records)
-        if run.message.headers:
-            await _hint(run, host, records[-1])
     host.worker.on_handled(run, records, seconds)
-
-
-async def _hint(run: Run, host: RunHost, last: AgentMessage) -> None:
-    """Tell the client that waits for this answer, if it said where."""
-    address = run.message.headers.get(ADDRESS)
-    if address and last.in_reply_to is not None:
-        await host.worker.broker.notify(address, run.correlation.encode())
 
 
 def _reason(run: Run, error: BaseException) -> BaseException:
@@ -341,7 +324,7 @@ async def call_handler(run: Run, host: RunHost) -> Any:
 
 
 async def _in_thread(run: Run, host: RunHost, given: tuple[Any, ...]) -> Any:
-    host.stopped()  # a `def` handler's time counts from when a thread has it
+    host.stopped(run)  # a `def` handler's time counts from when a thread has it
     try:
         return await run.in_thread(run.handler.function, given, {}, run.budget)
     except Late as late:

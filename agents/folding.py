@@ -14,6 +14,7 @@ from ..projections.partition import Folded
 from ..projections.verdict import Verdict
 from ..projections.view import Handling
 from ..projections.workflow import Workflow
+from .hints import ADDRESS, Hint, encode
 from .place import Place, RunKey
 from .run import Run
 
@@ -46,6 +47,15 @@ async def fold_batch(worker: Worker, place: Place, records: list[Stored]) -> Non
         place.cool(worker.agents, worker.live_share)
         if place.fold.position >= place.owner_position >= 0:
             activate(worker, place)
+    if worker.hints:
+        await send_hints(worker)
+
+
+async def send_hints(worker: Worker) -> None:
+    """Tell the clients of what was folded where their answers are."""
+    hints, worker.hints = worker.hints, []
+    for address, hint in hints:
+        await worker.broker.notify(address, hint)
 
 
 def fold_one(worker: Worker, place: Place, stored: Stored, r: Envelope) -> Folded:
@@ -90,13 +100,14 @@ def tell(worker: Worker, place: Place, f: Folded, w: Workflow) -> None:
             worker.passed(place, key)
         run = runs.get(key) if runs else None
         if run is not None and (run.writer == r.work.writer or run.awaits(r.id)):
-            own_record(worker, place, key, run, r, f.verdict)
+            own_record(worker, place, key, run, f)
     if runs:
         end_closed(worker, place, w, list(runs.items()))
 
 
-def own_record(worker: Worker, place: Place, key: RunKey, run: Run, r: Envelope, verdict: Verdict) -> None:
+def own_record(worker: Worker, place: Place, key: RunKey, run: Run, f: Folded) -> None:
     """One of a live run's own records was folded."""
+    r, verdict = f.envelope, f.verdict
     run.judged(r, verdict)
     if run.finishing and r.id == run.last_id:
         run.last_id = ""
@@ -104,6 +115,8 @@ def own_record(worker: Worker, place: Place, key: RunKey, run: Run, r: Envelope,
             log.error("refold wrote a record that admission refuses: %s is %s (%s)", r.message_type, verdict, r.id)
             worker.rest(1.0, place, key)
         place.remove(key, run)
+    if r.in_reply_to is not None and verdict is Verdict.ADMITTED and (address := run.message.headers.get(ADDRESS)):
+        worker.hints.append((address, encode(Hint(r.correlation_id, r.in_reply_to, f.position))))
 
 
 def end_closed(worker: Worker, place: Place, w: Workflow, runs: list[tuple[RunKey, Run]]) -> None:

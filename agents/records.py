@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections import defaultdict, deque
 from collections.abc import Iterable
 
-from ..bus import codec, facts, ids
 from ..bus.broker import Broker, Stored
-from ..bus.errors import LogTruncated
+from ..projections.history import raw_of
 from ..projections.view import Ref
 
 CACHE_BYTES = 16 * 1024 * 1024
@@ -54,15 +53,4 @@ class Records:
         missing = sorted({p for p, _ in wanted} - set(found))
         if missing:
             found |= {s.position: s.value for s in await self._broker.read_at(partition, missing)}
-        return {ref: _of(found[ref[0]], ref[1]) for ref in wanted}
-
-
-def _of(raw: bytes, index: int) -> bytes:
-    """Return the record itself (-1), or the correction that a `rolled_back` brought with it."""
-    if index < 0:
-        return raw
-    rolled_back = codec.envelope(raw)
-    if not isinstance(rolled_back.fact, facts.RolledBack):
-        raise LogTruncated(f"a correction is looked for in a record of kind {rolled_back.message_type}")
-    fix = codec.decode(bytes(rolled_back.fact.with_inputs[index]))
-    return codec.encode(codec.with_changes(fix, id=ids.correction_id(rolled_back.id, index), generation=None))
+        return {ref: raw_of(found[ref[0]], ref[1]) for ref in wanted}

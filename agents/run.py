@@ -71,19 +71,19 @@ class Host(Protocol):
         """Return when the lease is good for a call; PartitionLost when it is gone."""
         ...
 
-    def waits(self) -> None:
+    def waits(self, run: Run) -> None:
         """The run only waits now: its slot is free."""
         ...
 
-    def wants_slot(self) -> None:
+    def wants_slot(self, run: Run) -> None:
         """The run can go on: `Run.go_on` is called when a slot is free."""
         ...
 
-    def told_to_end(self) -> None:
+    def told_to_end(self, run: Run) -> None:
         """The run's task was cancelled, or has an error that ends it: see to it that it ends."""
         ...
 
-    def wake_at(self, due: float, step: str) -> None:
+    def wake_at(self, run: Run, due: float, step: str) -> None:
         """Call `Run.wake(step)` at that time."""
         ...
 
@@ -178,7 +178,7 @@ class Run:
             if not self.has_slot:
                 if not self.wants_slot:
                     self.wants_slot = True
-                    self.host.wants_slot()
+                    self.host.wants_slot(self)
                 return
             _, path = heapq.heappop(self._ready)
             self._pushed.discard(path)
@@ -193,7 +193,7 @@ class Run:
             await self.flush()
         self.go_on()
         if not (self.busy or self._ready or self.finishing):
-            self.host.waits()
+            self.host.waits(self)
 
     @property
     def busy(self) -> bool:
@@ -236,7 +236,7 @@ class Run:
         except RuntimeError:
             return error
         if task is self.task:
-            self.host.told_to_end()
+            self.host.told_to_end(self)
         elif not self.finishing:
             self._stop(let_calls_finish=True)  # its branches may wait for ever
         return error
@@ -260,7 +260,7 @@ class Run:
         self.stops_after_calls = let_calls_finish and self.calls > 0
         if self.task is not None and not self.stops_after_calls:
             self.task.cancel()
-            self.host.told_to_end()
+            self.host.told_to_end(self)
 
     # ---- awaited steps ---------------------------------------------------------------------------------------------
     async def take(self, call: Call, path: str | None = None) -> Any:
@@ -368,7 +368,7 @@ class Run:
     async def _effect(self, branch: Branch, path: str, call: EffectCall) -> None:
         while (st := self.known(path)) is None or not st.settled:
             if st is not None and st.due is not None and st.due > self.host.now():
-                self.host.wake_at(st.due, path)
+                self.host.wake_at(self, st.due, path)
                 await self._outcome(path)
             else:
                 await self._call(branch, path, call)

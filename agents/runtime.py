@@ -40,7 +40,9 @@ async def run(
             async with asyncio.TaskGroup() as tasks:
                 work = tasks.create_task(worker.run())
                 try:
-                    async with MessageBus.open(broker, clock=worker.clock, source=worker.source) as bus:
+                    async with MessageBus(
+                        broker, clock=worker.clock, source=worker.source, records=worker.records
+                    ) as bus:
                         yield bus
                 finally:
                     worker.stop()

@@ -92,6 +92,7 @@ class Worker:
         self.places: dict[int, Place] = {}
         self.truncated: dict[int, str] = {}
         self.strays: set[int] = set()
+        self.hints: list[tuple[str, bytes]] = []
         self.folded = self.fenced = self.handled = 0
         self.draining = False
         self.reached = True

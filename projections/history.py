@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from ..bus import codec, facts, ids, kinds
 from ..bus.broker import Broker
-from ..bus.errors import InvalidMessage, NoSuchWorkflow
+from ..bus.errors import InvalidMessage, LogTruncated, NoSuchWorkflow
 from ..bus.message import Envelope
 from .follow import Follower, Judged
 from .patch import merge_patch
@@ -133,11 +133,15 @@ def _is_count(text: str) -> bool:
 
 
 def raw_of(raw: bytes, index: int) -> bytes:
-    """Return the record itself (index -1), or a correction that a `rolled_back` brought with it, as it counts."""
+    """Return the record itself (index -1), or a correction that a `rolled_back` brought with it, as it counts.
+
+    Raises LogTruncated where the record is none that could have brought one.
+    """
     if index < 0:
         return raw
     rolled_back = codec.envelope(raw)
-    assert isinstance(rolled_back.fact, facts.RolledBack)
+    if not isinstance(rolled_back.fact, facts.RolledBack):
+        raise LogTruncated(f"a correction is looked for in a record of kind {rolled_back.message_type}")
     fix = codec.decode(bytes(rolled_back.fact.with_inputs[index]))
     return codec.encode(codec.with_changes(fix, id=ids.correction_id(rolled_back.id, index), generation=None))
 

@@ -12,7 +12,7 @@ from jetstream_logs import BROKERS, url_of
 
 from refold import Agent, AgentError, Context, MessageBus
 from refold.agents import client
-from refold.agents.calls import ADDRESS
+from refold.agents.hints import ADDRESS, Hint, encode
 from refold.brokers import open_broker
 from refold.brokers.memory import Log, MemoryBroker
 from refold.bus.broker import LogSpec, Page
@@ -191,6 +191,7 @@ def test_a_handle_is_used_by_many_tasks_at_once(go):
             assert all(e.result() == events[0].result() for e in events)
             assert events[0].result()[-1] == "task_response"
             assert all(s.result().status in set(Status) for s in states)
+            await handle.follower.catch_up()
             whole = await bus.attach("w")
             assert handle.follower.workflow.version == whole.follower.workflow.version
             assert handle.follower.workflow.counts == whole.follower.workflow.counts
@@ -250,7 +251,7 @@ def test_an_answer_arrives_without_hints_and_over_a_time_in_which_the_log_is_out
     async def main():
         broker = Moody(log := Log())
         await broker.ensure_log(LogSpec(partitions=1))
-        async with MessageBus.open(broker) as bus, working(MemoryBroker(log), echo_agent(), waiting_agent()):
+        async with MessageBus.open(broker) as bus, working(Moody(log), echo_agent(), waiting_agent()):
             assert await bus.request("echo", 1, timeout=5) == 1
             handle = await bus.start("waiter", 1)
             broker.down = 3
@@ -373,7 +374,7 @@ def test_a_childs_answers_are_had_from_any_process(go, url):
 
 
 
-def test_who_asks_looks_into_the_log_once_when_the_answer_is_there(go):
+def test_who_asks_reads_the_answer_and_nothing_else_of_the_log(go):
     agent = Agent("a")
 
     @agent.on_task
@@ -382,20 +383,98 @@ def test_who_asks_looks_into_the_log_once_when_the_answer_is_there(go):
 
     async def main():
         async with hosted(agent) as (bus, _):
-            read, looks = bus.broker.read_workflow, []
-
-            async def counted(correlation, **more):
-                looks.append(correlation)
-                return await read(correlation, **more)
-
-            bus.broker.read_workflow = counted
+            looks = looking(bus)
             assert await bus.request(echo, "x") == "x"
-            assert len(looks) == 1
+            assert looks == ["at"]
             handle = await bus.start(echo, "y")
-            await bus.broker.notify(bus._hints.headers()[ADDRESS], b"another")  # nobody waits for it
-            async with bus.told("another") as hint:
-                await hint.wait()
+            await bus.broker.notify(bus._hints.headers()[ADDRESS], b"garbage")
+            await bus.broker.notify(bus._hints.headers()[ADDRESS], encode(Hint("another")))  # nobody waits for it
+            async with bus.told("another") as told:
+                await told.wait()
             assert await handle.result() == "y"  # its hint came before anybody waited for it, or comes
-            assert looks[1:] == [handle.correlation_id]
+            assert looks == ["at", "at"]
+            assert await handle.request("z") == "z"
+            assert looks == ["at"] * 3
+
+    go(main())
+
+
+def looking(bus):
+    """What the client's broker is asked to read, from now on: "workflow" or "at"."""
+    looks = []
+
+    def counted(name, read):
+        async def reading(*args, **more):
+            looks.append(name)
+            return await read(*args, **more)
+
+        return reading
+
+    bus.broker.read_workflow = counted("workflow", bus.broker.read_workflow)
+    bus.broker.read_at = counted("at", bus.broker.read_at)
+    return looks
+
+
+@pytest.mark.parametrize("lie", ["another record", "no such record", "another workflow's answer"])
+def test_a_hint_that_names_another_record_is_not_believed(go, lie):
+    """The value is an answer that the log holds to this request, or the workflow is folded."""
+    agent = Agent("a")
+
+    @agent.on_task
+    async def echo(what: str) -> str:
+        return what
+
+    async def main():
+        async with hosted(agent) as (bus, _):
+            other = await bus.start(echo, "other", id="w")
+            assert await other.result() == "other"
+            handle = await bus.start(echo, "mine", id="v")  # in the same partition as w, whose log has four records
+            assert handle.follower.partition == other.follower.partition
+            position = {"another record": 1, "no such record": 1_000_000, "another workflow's answer": 3}[lie]
+            looks = looking(bus)
+            bus._hints.take(Hint("v", handle.request_id, position))
+            assert await handle.result() == "mine"
+            assert looks[0] == "at"
+            assert "workflow" in looks
+
+    go(main())
+
+
+def test_an_answer_is_hinted_when_it_counts_and_only_then(go):
+    """What a worker tells is what its fold says: a record that admission refused is no answer."""
+    agent = Agent("a")
+
+    @agent.on_task
+    async def wait(ctx: Context, what: str) -> str:
+        return str(await ctx.receive("go"))
+
+    async def main():
+        async with hosted(agent) as (bus, _):
+            handle = await bus.start(wait, "x")
+            await handle.send("late", kind="go")
+            async with bus.told(handle.correlation_id) as told:
+                await told.wait()
+                answers = dict(told.answers)
+            records = {j.position: j async for j in handle.events()}
+            assert {records[p].verdict for p in answers.values()} == {"admitted"}
+            assert {records[p].message.in_reply_to for p in answers.values()} == {handle.request_id} == set(answers)
+
+    go(main())
+
+
+def test_what_is_sent_to_a_workflow_goes_to_the_agent_that_was_asked_before_anybody_has_looked(go):
+    agent = Agent("a")
+
+    @agent.on_task
+    async def wait(ctx: Context, what: str) -> str:
+        return str(await ctx.receive("go"))
+
+    async def main():
+        async with hosted(agent) as (bus, _):
+            handle = await bus.start(wait, "x")
+            await handle.send("now", kind="go")
+            assert await handle.result(10) == "now"
+            (sent,) = [j.message async for j in handle.events() if j.message.message_type == "go"]
+            assert sent.receiver_id == "a"
 
     go(main())

@@ -214,6 +214,8 @@ class Link:
     def _forget(self, token: str, done: asyncio.Future[Msg]) -> None:
         self._waiting.pop(token, None)
         self._subjects.pop(token, None)
+        while self._due and self._due[0][1].done():  # else each answer would be kept for as long as it might have taken
+            self._due.popleft()
         if not done.cancelled():
             done.exception()  # nobody may be waiting any more
 
