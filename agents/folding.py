@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from ..bus import facts, kinds
 from ..bus.broker import Stored
 from ..bus.message import Envelope
+from ..projections.checkpoint import SETTLED
 from ..projections.partition import Folded
 from ..projections.verdict import Verdict
 from ..projections.view import Handling
@@ -31,6 +32,8 @@ async def fold_batch(worker: Worker, place: Place, records: list[Stored]) -> Non
     for stored in records:
         if stored.position <= place.fold.position:
             continue
+        if len(touched) >= SETTLED and not place.active:
+            settle_all(worker, place, touched)
         r = place.fold.open_envelope(stored)
         if r is None:
             log.warning("partition %d: undecodable bytes at %d are skipped", place.partition, stored.position)
@@ -41,8 +44,7 @@ async def fold_batch(worker: Worker, place: Place, records: list[Stored]) -> Non
         place.saw(r.timestamp, now)
         if folded.workflow is not None:
             touched[folded.workflow.correlation] = folded.workflow
-    for w in touched.values():
-        settle(worker, place, w)
+    settle_all(worker, place, touched)
     if not place.active:
         place.cool(worker.agents, worker.live_share)
         if place.fold.position >= place.owner_position >= 0:
@@ -131,6 +133,13 @@ def end_all(worker: Worker, place: Place, correlation: str, why: str) -> None:
     """End every run of a workflow."""
     for key, run in list(place.runs.get(correlation, {}).items()):
         worker.crew.end(place, key, run, why)
+
+
+def settle_all(worker: Worker, place: Place, touched: dict[str, Workflow]) -> None:
+    """Settle the workflows that were touched."""
+    for w in touched.values():
+        settle(worker, place, w)
+    touched.clear()
 
 
 def settle(worker: Worker, place: Place, w: Workflow) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 
 from ..brokers import open_broker
 from ..bus.broker import ANY_LOG, Broker, LogSpec
+from ..bus.collector import rarely
 from ..bus.stall import exit_stalled
 from .agent import Agent
 from .client import DEFAULT_BROKER, MessageBus
@@ -59,7 +60,7 @@ async def serve(
 
     Raises GroupConflict, and what opening the log raises.
     """
-    with unwrapped():
+    with unwrapped(), rarely():
         async with open_broker(url) as broker:
             await broker.ensure_log(spec)
             worker = Worker(broker, agents, group=group, on_handled=on_handled, **settings)

@@ -31,11 +31,12 @@ def rebuild(
         raise LoadError(f"{target}: {attr} is no Projection: it needs name, version, scope, start, key and apply")
 
     async def main() -> Any:
+        from ..bus.collector import rarely
         from ..projections.runner import rebuild as fold_again
         from ..projections.store import ProjectionStore
 
         async with opened(broker) as log, ProjectionStore.open(store, log.meta.log_id) as states:
-            with progress(f"folding {projection.name}", quiet=json) as update:
+            with progress(f"folding {projection.name}", quiet=json) as update, rarely():
                 return await fold_again(log, states, projection, update)
 
     records, keys = asyncio.run(main())

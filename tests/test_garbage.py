@@ -12,6 +12,7 @@ import pytest
 from hosting import hosted
 
 from refold import Agent, AgentError, Context, RetryPolicy
+from refold.bus.collector import YOUNG, rarely
 
 AT_ONCE = 40
 
@@ -106,3 +107,15 @@ def test_a_workflow_leaves_nothing_to_the_garbage_collector(go, handler):
             assert left < AT_ONCE, kinds.most_common(10)
 
     go(main())
+
+
+def test_the_collector_looks_more_rarely_in_a_worker_and_as_before_afterwards():
+    before = gc.get_threshold()
+    try:
+        for mine, inside in ((700, YOUNG), (0, 0), (2 * YOUNG, 2 * YOUNG)):  # 0: whoever switched it off wants it off
+            gc.set_threshold(mine, 7, 7)
+            with rarely():
+                assert gc.get_threshold() == (inside, 7, 7)
+            assert gc.get_threshold() == (mine, 7, 7)
+    finally:
+        gc.set_threshold(*before)
