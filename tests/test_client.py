@@ -12,9 +12,11 @@ from jetstream_logs import BROKERS, url_of
 
 from refold import Agent, AgentError, Context, MessageBus
 from refold.agents import client
+from refold.agents.control import cancel
 from refold.agents.hints import ADDRESS, Hint, encode
 from refold.brokers import open_broker
 from refold.brokers.memory import Log, MemoryBroker
+from refold.bus import codec, kinds
 from refold.bus.broker import LogSpec, Page
 from refold.bus.errors import (
     AgentUnavailable,
@@ -25,6 +27,7 @@ from refold.bus.errors import (
     WorkflowExists,
 )
 from refold.projections.status import Status
+from refold.projections.verdict import Verdict
 
 
 @pytest.fixture(params=BROKERS)
@@ -440,24 +443,38 @@ def test_a_hint_that_names_another_record_is_not_believed(go, lie):
     go(main())
 
 
-def test_an_answer_is_hinted_when_it_counts_and_only_then(go):
-    """What a worker tells is what its fold says: a record that admission refused is no answer."""
+@pytest.mark.parametrize("cancelled", [False, True])
+def test_a_worker_tells_of_an_answer_when_it_counts_and_only_then(go, until, cancelled):
+    """What it tells is what its fold says: an answer that came behind a cancel is none."""
     agent = Agent("a")
 
     @agent.on_task
-    async def wait(ctx: Context, what: str) -> str:
-        return str(await ctx.receive("go"))
+    async def echo(what: str) -> str:
+        return what
 
     async def main():
-        async with hosted(agent) as (bus, _):
-            handle = await bus.start(wait, "x")
-            await handle.send("late", kind="go")
+        async with hosted(agent) as (bus, worker):
+            append = worker.broker.append
+
+            async def late(items, fence=None):
+                record = codec.decode(items[0].records[-1].value)
+                if cancelled and record.message_type == kinds.TASK_RESPONSE:
+                    worker.broker.append = append
+                    await cancel(bus, record.correlation_id, actor="me", reason="too late")
+                return await append(items, fence)
+
+            worker.broker.append = late
+            handle = await bus.start(echo, "x")
             async with bus.told(handle.correlation_id) as told:
-                await told.wait()
-                answers = dict(told.answers)
-            records = {j.position: j async for j in handle.events()}
-            assert {records[p].verdict for p in answers.values()} == {"admitted"}
-            assert {records[p].message.in_reply_to for p in answers.values()} == {handle.request_id} == set(answers)
+                await until(lambda: worker.handled == 1)
+                await until(lambda: not any(place.runs for place in worker.places.values()))
+                async with bus.told("last") as last:  # hints arrive in their order
+                    await bus.broker.notify(bus._hints.headers()[ADDRESS], encode(Hint("last")))
+                    await last.wait()
+                events = [j async for j in handle.events()]
+                (answer,) = [j for j in events if j.message.message_type == kinds.TASK_RESPONSE]
+                assert (answer.verdict is Verdict.ADMITTED) is not cancelled
+                assert told.answers == ({} if cancelled else {handle.request_id: answer.position})
 
     go(main())
 

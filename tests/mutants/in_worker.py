@@ -395,4 +395,19 @@ IN_THE_WORKER = [
         "test_ended_runs.py",
         "test_raw_verbs.py",
     ),
+    wrong(
+        "a client is told of an answer that does not count",
+        FOLDING,
+        "r.in_reply_to is not None and verdict is Verdict.ADMITTED and",
+        "r.in_reply_to is not None and",
+        "test_client.py::test_a_worker_tells_of_an_answer_when_it_counts_and_only_then",
+    ),
+    wrong(
+        "a client believes that a hint names its answer",
+        "agents/client.py",
+        "        if r.in_reply_to != self.request_id or r.correlation_id != self.correlation_id:\n"
+        "            return None\n",
+        "",
+        "test_client.py::test_a_hint_that_names_another_record_is_not_believed",
+    ),
 ]
