@@ -18,8 +18,7 @@ from jetstream_logs import item, new_url
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 
-from refold.brokers.jetstream import JetStreamBroker, from_url
-from refold.brokers.jetstream import isolation
+from refold.brokers.jetstream import JetStreamBroker, from_url, isolation
 from refold.brokers.jetstream.address import parse
 from refold.bus.broker import Appended, Assigned, Batch, LogSpec, Lost
 from refold.bus.errors import BrokerUnavailable

@@ -67,7 +67,8 @@ async def two_nodes(folder, network):
             async def answers(port=port) -> bool:
                 return await (await talk(port)).say("up") == "up"
 
-            nodes.append(Node(f"node{n}", [sys.executable, "-c", NODE, str(port)], folder / f"{n}.log", answers, [port]))
+            command = [sys.executable, "-c", NODE, str(port)]
+            nodes.append(Node(f"node{n}", command, folder / f"{n}.log", answers, [port]))
             nodes[-1].begin()
             await nodes[-1].ready()
         network.nodes = tuple(nodes)

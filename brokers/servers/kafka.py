@@ -34,8 +34,8 @@ async def kafka_server(
 
     `port`: of the first node, the others follow on it (0: free ones). `properties`: further ones for each node, which
     win over the ones here. `listeners`: further ones, name -> protocol, as in {"SASL": "SASL_PLAINTEXT"}; their
-    addresses are `server.addresses[name]`. `fetch`: get Kafka by Maven where it is not here. `front`: what stands before
-    the listeners, `client` and `controller` among them.
+    addresses are `server.addresses[name]`. `fetch`: get Kafka by Maven where it is not here. `front`: what stands
+    before the listeners, `client` and `controller` among them.
     Raises ServerMissing, BrokerUnavailable, ConfigError.
     """
     start = [java(), *HEAP, "-cp", str(await asyncio.to_thread(kafka_jars, fetch=fetch)) + "/*"]

@@ -1,8 +1,8 @@
 """A network on loopback that can be cut: a proxy stands before each listener of each node, for clients and for nodes.
 
-Behind a cut bytes vanish, in both directions: connections hang, and new ones are taken and lead nowhere. When it is healed,
-what hung is closed, or what was sent meanwhile arrives late, as TCP sends it again. Whose a connection is, is found by the
-process that its port belongs to.
+Behind a cut bytes vanish, in both directions: connections hang, and new ones are taken and lead nowhere. When it is
+healed, what hung is closed, or what was sent meanwhile arrives late, as TCP sends it again. Whose a connection is, is
+found by the process that its port belongs to.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ T = TypeVar("T")
 
 
 class Tear(NamedTuple):
-    """The next piece that is `wanted` breaks its connection: half of it arrives, or (`whole`) all, and no answer comes."""
+    """The next piece that is `wanted` breaks its connection: half of it arrives, or (`whole`) all, but no answer."""
 
     wanted: Callable[[bytes], bool]
     whole: bool
@@ -138,14 +138,14 @@ class Wire:
 
 
 class Network:
-    """The proxies, in a thread of their own. `front` is for `nats_server` and `kafka_server`; then `nodes` must be told."""
+    """The proxies, in a thread of their own. `front` is for `nats_server` and `kafka_server`; `nodes` are theirs."""
 
     def __init__(self) -> None:
         self.nodes: tuple[Node, ...] = ()
         self.wires: set[Wire] = set()
         self.dropped = self.hung = self.stale = self.torn = 0
-        """Bytes that were behind a cut; connections that were cut, or led nowhere; bytes that a node which is cut off from
-        the others has had from clients; connections that were broken in the middle of something."""
+        """Bytes that were behind a cut; connections that were cut, or led nowhere; bytes that a node which is cut off
+        from the others has had from clients; connections that were broken in the middle of something."""
         self._cut: tuple[int, bool] | None = None
         self._tears = deque[Tear]()
         self._listeners: dict[int, int] = {}
