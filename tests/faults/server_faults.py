@@ -129,7 +129,7 @@ async def coming_and_going(stage: Stage) -> None:
             stage.random.choice(alive).signal(signal.SIGTERM)
             stage.seen += client.alive
         await asyncio.sleep(1.0)
-    await stage.over(client, within=30)
+    await stage.over(client, stage.client("bob", 72, 78), within=30)
     await stage.drain()
 
 
