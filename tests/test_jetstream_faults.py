@@ -12,9 +12,13 @@ import time
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from pathlib import Path
 
+import pytest
+from faults.network import Network
 from jetstream_logs import item, new_url
+from nats.aio.client import Client
+from nats.aio.msg import Msg
 
-from refold.brokers.jetstream import JetStreamBroker, from_url
+from refold.brokers.jetstream import JetStreamBroker, from_url, isolation
 from refold.brokers.jetstream.address import parse
 from refold.bus.broker import Appended, Assigned, Batch, LogSpec, Lost
 from refold.bus.errors import BrokerUnavailable
@@ -136,6 +140,60 @@ def test_a_connection_that_is_cut_again_and_again_loses_and_doubles_nothing(nats
                     broker.link.client._transport._io_writer.transport.abort()
                 await load.until(100)
             assert all(broker.link.reconnects >= 4 for broker in load.brokers)
+
+    asyncio.run(main())
+
+
+def test_a_server_is_left_after_a_while_without_an_answer_of_use(monkeypatch):
+    """Silence is none, nor is "no leader"; a refusal and what it reads from its own replica say nothing."""
+    now = [0.0]
+    monkeypatch.setattr(isolation.time, "monotonic", lambda: now[0])
+
+    def msg(data: bytes, **headers: str) -> Msg:
+        return Msg(Client(), "inbox", data=data, headers=headers or None)
+
+    nobody, stored = msg(b"", Status="503"), msg(b'{"stream":"s","seq":1}')
+    no_leader = msg(b'{"type":"...","error":{"code":503,"err_code":10008,"description":"unavailable"}}')
+    record, no_record = msg(b'{"code":503}', Status="503"), msg(b"", Status="404")
+    refused = msg(b'{"error":{"code":400,"err_code":10071,"description":"wrong last sequence: 7"},"seq":0}')
+    waits = msg(b'{"error":{"code":409,"err_code":10158,"description":"duplicate message id is in process"},"seq":0}')
+    info = msg(b'{"type":"io.nats.jetstream.api.v1.stream_info_response","config":{}}')
+    one = isolation.Isolation()
+    for now[0], told in ((100, nobody), (105, no_leader), (108, waits), (109, record), (109.5, no_record)):
+        assert not one.answered("$JS.API.DIRECT.GET.s" if told in (record, no_record) else "s.1", told)
+    now[0] = 115
+    assert not one.answered("s.1", stored)
+    assert not one.silent()
+    now[0] = 124.9
+    assert not one.silent() and not one.answered("s.1", refused) and not one.answered("$JS.API.STREAM.INFO.s", info)
+    now[0] = 125.1
+    assert one.answered("s.1", waits)
+    assert not one.silent(), "another server is given as long"
+    now[0] = 200
+    assert not one.silent(), "that was long ago"
+
+
+@pytest.mark.skipif(not THOROUGH, reason="three nodes: make test-servers")
+@pytest.mark.timeout(120)
+def test_who_is_connected_to_a_server_that_is_cut_off_from_the_others_goes_to_another(own_nats, tmp_path):
+    async def main():
+        with Network() as network:
+            async with own_nats(tmp_path, nodes=3, front=network.front) as server:
+                network.nodes = server.nodes
+                address = server.addresses["client"][0]
+                async with from_url(new_url(address, replicas=3)) as broker:
+                    await broker.ensure_log(TWO)
+                    await broker.append([item(0, "k", "before"), item(1, "k", "before")])
+                    network.cut(0, clients=False)
+                    cut, stored = time.monotonic(), set[int]()
+                    while len(stored) < 2:
+                        for partition in {0, 1} - stored:
+                            with suppress(BrokerUnavailable):
+                                await broker.append([item(partition, "k", "after")])
+                                stored.add(partition)
+                    print(f"stored {time.monotonic() - cut:.1f} s after the cut")
+                    assert network.stale > 0 and broker.link.client.connected_url.netloc != address
+                    network.heal()
 
     asyncio.run(main())
 

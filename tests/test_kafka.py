@@ -172,6 +172,24 @@ def test_what_waits_too_long_is_given_up_and_said_to_be_unknown_only_where_it_is
     go(main())
 
 
+def test_a_broker_whose_disk_has_failed_is_named_with_what_to_look_at(go, kafka_address):
+    """Its node may be gone by the time that the append is given up."""
+    async def main():
+        async with contextlib.AsyncExitStack() as stack:
+            broker = await opened(stack, new_log(kafka_address, patience=0.3))
+            strange = Wire(broker, "ProduceRequest")
+            strange.code = [wire.STORAGE] + [7] * 1000
+            with pytest.raises(BrokerUnavailable, match=r"not known .*TimedOut.* \(t-\w+ 0: .* is the disk full\?"):
+                await broker.append([item("k", "a")])
+            strange.code = []
+            await broker.append([item("k", "b")])
+            strange.code = [7] * 1000
+            with pytest.raises(BrokerUnavailable, match=r"TimedOutError$"):
+                await broker.append([item("k", "c")])
+
+    go(main())
+
+
 def test_concurrent_appends_share_batches_and_an_item_is_never_cut(go, kafka_address):
     async def main():
         async with contextlib.AsyncExitStack() as stack:

@@ -18,6 +18,7 @@ from nats.errors import Error as NatsError
 
 from ...bus.errors import BrokerUnavailable, ConfigError, LogFull
 from .address import Address
+from .isolation import STUCK, Isolation
 
 log = logging.getLogger("refold.nats")
 
@@ -35,6 +36,8 @@ FULL = {10023, 10047, 10077, 10002, 10028}
 """Error codes of JetStream that say there is no space: memory, storage, `max_bytes`, the account's limits."""
 FORBIDDEN = re.compile(r'permissions violation for publish to "([^"]*)"', re.IGNORECASE)
 WRONG_LAST, WRONG_LAST_BUSY, LAST_UNAVAILABLE = 10071, 10164, 10163
+UNAVAILABLE, NO_PEERS = {10008, 10009}, 10005
+"""There is no leader now; there are too few servers (it says "offline" where that may be for now)."""
 NO_STREAM, NO_MESSAGE, STREAM_EXISTS, DUPLICATE_IN_BATCH = 10059, 10037, 10058, 10201
 
 
@@ -61,12 +64,27 @@ class Ack(msgspec.Struct):
 
 class QuickClient(Client):
     """The client, reading headers without a look at each character of each name: the six of a message that a direct get
-    brings took 16 us, here 3."""
+    brings took 16 us, here 3. It does not come back to a server that it has `left` before it has tried the others."""
+
+    left: object = None
 
     @staticmethod
     def _parse_header_lines(raw: bytes) -> dict[str, str]:
         pairs = [line.partition(":") for line in raw.decode("utf-8", "replace").split("\r\n")]
         return {name.strip(SPACE): value.strip(SPACE) for name, colon, value in pairs if colon}
+
+    async def _select_next_server(self) -> None:
+        self._server_pool.sort(key=lambda server: server is self.left)
+        await super()._select_next_server()
+
+    async def leave(self) -> None:
+        """Go to another server."""
+        self.left = self._current_server
+        await self.force_reconnect()
+
+    def has_others(self) -> bool:
+        """Whether it knows another server."""
+        return len(self._server_pool) > 1
 
 
 class Link:
@@ -88,6 +106,8 @@ class Link:
         self._timer: asyncio.TimerHandle | None = None
         self._collecting: dict[str, asyncio.Queue[Msg | Exception]] = {}
         self._subjects: dict[str, str] = {}
+        self._isolation = Isolation()
+        self._leaving: asyncio.Task[None] | None = None
         self._up = asyncio.Event()
         self.watchers: set[asyncio.Event] = set()
         """Set when the connection has broken or is there again."""
@@ -167,6 +187,7 @@ class Link:
 
     async def _rises(self) -> None:
         self.reconnects += 1
+        self._isolation.forget()
         self._up.set()
         for watcher in self.watchers:
             watcher.set()
@@ -191,9 +212,18 @@ class Link:
         """There is a connection now, as far as this side knows."""
         return self._up.is_set()
 
+    def _leave(self) -> None:
+        """Go to another server, where there is one: this one may be cut off from the others."""
+        if self._up.is_set() and self.client.has_others():
+            where = self.client.connected_url
+            log.warning("%s has no answers for %g s: trying another server", where.netloc if where else "NATS", STUCK)
+            self._leaving = asyncio.get_running_loop().create_task(self.client.leave())
+
     # ---- questions and answers ---------------------------------------------------------------------------------------
     async def _answered(self, msg: Msg) -> None:
         token = msg.subject.rpartition(".")[2]
+        if self._isolation.answered(self._subjects.get(token, ""), msg):
+            self._leave()
         queue = self._collecting.get(token)
         if queue is not None:
             queue.put_nowait(msg)
@@ -209,7 +239,12 @@ class Link:
             _, future = self._due.popleft()
             if not future.done():
                 future.set_exception(BrokerUnavailable(f"no answer within {ANSWER:g} s"))
+                self._unanswered()
         self._timer = loop.call_at(max(self._due[0][0], now + 0.1), self._expire, loop) if self._due else None
+
+    def _unanswered(self) -> None:
+        if self._isolation.silent():
+            self._leave()
 
     def _forget(self, token: str, done: asyncio.Future[Msg]) -> None:
         self._waiting.pop(token, None)
@@ -264,6 +299,7 @@ class Link:
                 async with asyncio.timeout(within):
                     msg = await future
             except TimeoutError:
+                self._unanswered()
                 raise BrokerUnavailable(f"no answer from {subject} within {within:g} s") from None
         if status(msg) == "503":
             raise BrokerUnavailable(f"nobody answers at {subject}: no such stream, or no leader, or JetStream is off")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Mapping
 from functools import partial
 from typing import Any
@@ -12,7 +13,7 @@ from ...bus.clock import Clock
 from ...bus.errors import BrokerUnavailable, ConfigError, LogCorrupt, LogMismatch, LogMissing, RulesTooNew
 from ...bus.message import new_id
 from .address import Address
-from .connection import NO_MESSAGE, NO_STREAM, STREAM_EXISTS, Link, Refused, accepted
+from .connection import NO_MESSAGE, NO_PEERS, NO_STREAM, STREAM_EXISTS, UNAVAILABLE, Link, Refused, accepted
 from .frames import OVERHEAD
 from .names import SPAN, Names
 
@@ -20,7 +21,9 @@ FORMAT = 1
 DEFAULT_PARTITIONS = 24
 OLDEST = (2, 12)
 CREATING = 30.0
-"""Seconds to wait until a stream is made: in a cluster its replicas have to agree first."""
+"""Seconds within which a stream must be made: in a cluster the servers have to find each other first, and agree."""
+AGAIN = 0.2
+"""Seconds after which they are asked once more."""
 DUPLICATES = 120_000_000_000
 """Nanoseconds in which a message that is sent again is recognised; more costs the servers memory for every message."""
 SAME = ("storage", "retention", "max_age", "max_msgs", "max_msgs_per_subject", "allow_direct")
@@ -222,15 +225,31 @@ async def _made(link: Link, stream: str, within: float) -> dict[str, Any]:
 
 
 async def _create(link: Link, config: Config) -> None:
-    """Make a stream, unless another has just made it; whether that one is right is judged by who reads it back."""
-    try:
-        await link.api(f"STREAM.CREATE.{config['name']}", config, CREATING)
-    except Refused as error:
-        if error.code != STREAM_EXISTS:
-            raise ConfigError(
-                f"the stream {config['name']} cannot be made: {error}. Let an administrator make the streams "
-                "(`refold broker plan URL` prints how)"
-            ) from error
+    """Make a stream, unless another has just made it; whether that one is right is judged by who reads it back.
+
+    Raises ConfigError; BrokerUnavailable where the servers do not agree within `CREATING`.
+    """
+    until = time.monotonic() + CREATING
+    while True:
+        try:
+            await link.api(f"STREAM.CREATE.{config['name']}", config)
+        except Refused as error:
+            if error.code == STREAM_EXISTS:
+                return
+            if error.code not in UNAVAILABLE and not (error.code == NO_PEERS and "offline" in error.text):
+                raise ConfigError(
+                    f"the stream {config['name']} cannot be made: {error}. Let an administrator make the streams "
+                    "(`refold broker plan URL` prints how)"
+                ) from error
+            if time.monotonic() > until:
+                raise BrokerUnavailable(f"the stream {config['name']} cannot be made now: {error}") from error
+        except BrokerUnavailable as error:
+            if type(error) is not BrokerUnavailable or time.monotonic() > until:
+                raise
+            await link.connected(max(0.01, until - time.monotonic()))
+        else:
+            return
+        await asyncio.sleep(AGAIN)
 
 
 async def _open_streams(

@@ -65,6 +65,8 @@ class Channel:
         self.flying = False
         self.not_before = 0.0
         self.pause = PAUSE
+        self.hint = ""
+        """What a broker has said of its disk since the last append that was acknowledged."""
         self.doubtful = False
         """It was not there for a while: it may have been deleted, and another topic have its name."""
         self.missing: float | None = None
@@ -289,12 +291,14 @@ class Outbox:
         elif code in wire.AGAIN:
             channel.doubtful = channel.doubtful or code in (wire.UNKNOWN_TOPIC, wire.UNKNOWN_ID, wire.OTHER_ID)
             batch.unsure = batch.unsure or code not in wire.NOTHING_WRITTEN
+            if code == wire.STORAGE:
+                channel.hint = f"{place[0]} {place[1]}: {wire.DISK}"
             self._postpone(place, wire.named(code))
         else:
             self._refuse(channel, self._error(place, code))
 
     def _arrived(self, channel: Channel, batch: Batch, offset: int) -> None:
-        channel.batch, channel.pause, channel.low = None, PAUSE, offset + len(batch.records)
+        channel.batch, channel.pause, channel.low, channel.hint = None, PAUSE, offset + len(batch.records), ""
         for parcel in batch.parcels:
             if not parcel.done.done():
                 parcel.done.set_result(offset)
@@ -331,6 +335,7 @@ class Outbox:
         if batch is None and channel.queue:
             batch = channel.batch = self._next(place, channel)
         if batch is not None and now - batch.since > self.link.patience:
+            why = f"{why} ({channel.hint})" if channel.hint else why
             if batch.unsure:
                 self._forget(channel)
             self._refuse(channel, self._unknown(why) if batch.unsure else BrokerUnavailable(why))

@@ -35,6 +35,8 @@ UNKNOWN_TOPIC, TOPIC_EXISTS = 3, 36
 OUT_OF_ORDER, DUPLICATE, BAD_EPOCH, UNKNOWN_PRODUCER = 45, 46, 47, 59
 BAD_STATE, BAD_MAPPING, CONCURRENT, FENCED = 48, 49, 51, 90
 STORAGE = 56
+DISK = "the log directory of its broker has failed: is the disk full?"
+"""What it means to people: Kafka has no code for a full disk. A broker whose only log directory has failed ends."""
 UNKNOWN_ID, OTHER_ID = 100, 103
 NO_RIGHT = {29: "topic", 30: "group", 31: "cluster", 53: "transactional id"}
 AGAIN = {-1, 2, 3, 5, 6, 7, 8, 9, 13, 14, 15, 16, 19, 20, 41, 51, 56, 72, 74, 75, 76, 78, UNKNOWN_ID, OTHER_ID}

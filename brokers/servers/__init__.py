@@ -13,6 +13,6 @@ from __future__ import annotations
 from .kafka import kafka_server
 from .nats import nats_server
 from .process import Node
-from .server import Server
+from .server import Front, Server
 
-__all__ = ["Node", "Server", "kafka_server", "nats_server"]
+__all__ = ["Front", "Node", "Server", "kafka_server", "nats_server"]

@@ -14,7 +14,7 @@ from pathlib import Path
 from ...bus.errors import BrokerUnavailable
 from .jars import VERSION, java, kafka_jars
 from .process import HOST, Node, free_ports
-from .server import Server, homes, running
+from .server import Front, Server, homes, running
 
 HEAP = ("-Xmx384m", "-XX:+UseSerialGC")
 
@@ -28,17 +28,19 @@ async def kafka_server(
     properties: Mapping[str, str] | None = None,
     listeners: Mapping[str, str] | None = None,
     fetch: bool = True,
+    front: Front | None = None,
 ) -> AsyncIterator[Server]:
     """Run Apache Kafka, its data in `folder`, which may hold that of an earlier one of as many nodes.
 
     `port`: of the first node, the others follow on it (0: free ones). `properties`: further ones for each node, which
     win over the ones here. `listeners`: further ones, name -> protocol, as in {"SASL": "SASL_PLAINTEXT"}; their
-    addresses are `server.addresses[name]`. `fetch`: get Kafka by Maven where it is not here.
+    addresses are `server.addresses[name]`. `fetch`: get Kafka by Maven where it is not here. `front`: what stands
+    before the listeners, `client` and `controller` among them.
     Raises ServerMissing, BrokerUnavailable, ConfigError.
     """
     start = [java(), *HEAP, "-cp", str(await asyncio.to_thread(kafka_jars, fetch=fetch)) + "/*"]
     server, configs = await asyncio.to_thread(
-        _prepared, Path(folder), start, nodes, port, properties or {}, listeners or {}
+        _prepared, Path(folder), start, nodes, port, properties or {}, listeners or {}, front
     )
     await asyncio.to_thread(_format, server.folder, start, configs)
     async with running(server):
@@ -46,7 +48,8 @@ async def kafka_server(
 
 
 def _prepared(
-    folder: Path, start: Sequence[str], count: int, port: int, more: Mapping[str, str], listeners: Mapping[str, str]
+    folder: Path, start: Sequence[str], count: int, port: int, more: Mapping[str, str], listeners: Mapping[str, str],
+    front: Front | None,
 ) -> tuple[Server, list[Path]]:
     folder = folder.absolute()
     names = ["client", "controller", *listeners]
@@ -54,31 +57,34 @@ def _prepared(
     ports = {name: [next(free) for _ in range(count)] for name in names}
     if port:
         ports["client"] = list(range(port, port + count))
+    reached = {name: [front(name, i, p) if front else p for i, p in enumerate(ports[name])] for name in names}
     nodes, configs = [], []
     for i, home in enumerate(homes(folder, count)):
-        found = {**_properties(i, home, ports, listeners), **more}
+        found = {**_properties(i, home, ports, reached, listeners), **more}
         config = home / "server.properties"
         config.write_text("".join(f"{key}={_escaped(value)}\n" for key, value in found.items()), encoding="utf-8")
         configs.append(config)
         own = tuple(ports[name][i] for name in names)
         command = [*start, "kafka.Kafka", str(config)]
         nodes.append(Node(f"kafka node{i + 1}", command, home / "log", _Metadata(own[0], i + 1), own))
-    addresses = {name: tuple(f"{HOST}:{p}" for p in ports[name]) for name in names if name != "controller"}
+    addresses = {name: tuple(f"{HOST}:{p}" for p in reached[name]) for name in names if name != "controller"}
     said = f"replication={count}" if count > 1 else ""
     return Server("kafka", VERSION, folder, tuple(nodes), addresses, said), configs
 
 
-def _properties(i: int, home: Path, ports: Mapping[str, list[int]], listeners: Mapping[str, str]) -> dict[str, str]:
+def _properties(
+    i: int, home: Path, ports: Mapping[str, list[int]], reached: Mapping[str, list[int]], listeners: Mapping[str, str]
+) -> dict[str, str]:
     count = len(ports["client"])
     replicas, in_sync = (str(count), "2") if count > 1 else ("1", "1")
     protocols = {"CLIENT": "PLAINTEXT", "CONTROLLER": "PLAINTEXT", **{n.upper(): p for n, p in listeners.items()}}
-    bound = {name.upper(): f"{name.upper()}://{HOST}:{ports[name][i]}" for name in ports}
+    bound, told = ([f"{name.upper()}://{HOST}:{p[name][i]}" for name in ports] for p in (ports, reached))
     return {
         "process.roles": "broker,controller",
         "node.id": str(i + 1),
-        "controller.quorum.voters": ",".join(f"{n + 1}@{HOST}:{p}" for n, p in enumerate(ports["controller"])),
-        "listeners": ",".join(bound.values()),
-        "advertised.listeners": ",".join(text for name, text in bound.items() if name != "CONTROLLER"),
+        "controller.quorum.voters": ",".join(f"{n + 1}@{HOST}:{p}" for n, p in enumerate(reached["controller"])),
+        "listeners": ",".join(bound),
+        "advertised.listeners": ",".join(told),
         "controller.listener.names": "CONTROLLER",
         "inter.broker.listener.name": "CLIENT",
         "listener.security.protocol.map": ",".join(f"{name}:{protocol}" for name, protocol in protocols.items()),

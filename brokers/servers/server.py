@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import fcntl
 import os
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import NamedTuple
@@ -14,6 +14,10 @@ from ...bus.errors import ConfigError
 from .process import Node
 
 NAMESPACE = "refold"
+
+Front = Callable[[str, int, int], int]
+"""What stands between the nodes and all others: given the name of a listener, a node (counted from 0) and the port it
+listens on, it returns the port by which clients and other nodes reach it."""
 
 
 class Server(NamedTuple):

@@ -50,7 +50,8 @@ async def run_once(scenario: str, broker: str, seed: int, folder: Path) -> Outco
     began, played = time.monotonic(), SCENARIOS[scenario]
     findings: list[str] = []
     checked: Checked | None = None
-    async with laid(broker, folder, played.nodes, played.disk) as log, staged(folder, seed, log) as stage:
+    ground = laid(broker, folder, played.nodes, played.disk, played.network)
+    async with ground as log, staged(folder, seed, log) as stage:
         try:
             async with asyncio.timeout(240):
                 await played.play(stage)

@@ -16,8 +16,10 @@ from nats.aio.client import Client
 
 from refold.brokers import open_broker
 from refold.brokers.kafka.topics import names_of
-from refold.brokers.servers import Server, kafka_server, nats_server
+from refold.brokers.servers import Front, Server, kafka_server, nats_server
 from refold.bus.broker import Broker
+
+from .network import Network
 
 PARTITIONS = 6
 """Of a server's log: enough for several owners, few enough to be taken over fast."""
@@ -37,6 +39,7 @@ class Log:
 
     lease, stall_limit, healing = 1.5, 5.0, 0.0
     disk: Disk
+    network: Network
 
     def __init__(self, url: str, server: Server | None) -> None:
         self.url, self._server = url, server
@@ -85,7 +88,8 @@ class FileLog(Log):
 
 
 class NatsLog(Log):
-    """Streams of a NATS."""
+    """Streams of a NATS. Nodes of a cluster wait 4 to 9 s before they elect; and one that was cut off has stood for
+    election all the while: when it is back, those that lead step down for it."""
 
     async def ask(self, verb: str, body: object = None) -> Any:
         """Ask JetStream for something. Raises RuntimeError where it refuses."""
@@ -146,7 +150,7 @@ class KafkaLog(Log):
         return leaders[0] - 1
 
 
-Kind = Callable[[Path, int], AbstractAsyncContextManager[Log]]
+Kind = Callable[[Path, int, Front | None], AbstractAsyncContextManager[Log]]
 
 
 class CannotPlay(Exception):
@@ -185,19 +189,21 @@ class Disk:
 
 
 @asynccontextmanager
-async def _file(folder: Path, nodes: int) -> AsyncIterator[Log]:
+async def _file(folder: Path, nodes: int, front: Front | None) -> AsyncIterator[Log]:
     yield FileLog(f"sqlite:///{folder}/log.db", None)
 
 
 @asynccontextmanager
-async def _nats(folder: Path, nodes: int) -> AsyncIterator[Log]:
-    async with nats_server(folder / "server", nodes=nodes) as server:
-        yield NatsLog(f"{_url(server)}&replicas={nodes}&sync=always", server)
+async def _nats(folder: Path, nodes: int, front: Front | None) -> AsyncIterator[Log]:
+    async with nats_server(folder / "server", nodes=nodes, front=front) as server:
+        log = NatsLog(f"{_url(server)}&replicas={nodes}&sync=always", server)
+        log.healing = 9.0 if nodes > 1 else 0.0
+        yield log
 
 
 @asynccontextmanager
-async def _kafka(folder: Path, nodes: int) -> AsyncIterator[Log]:
-    async with kafka_server(folder / "server", nodes=nodes) as server:
+async def _kafka(folder: Path, nodes: int, front: Front | None) -> AsyncIterator[Log]:
+    async with kafka_server(folder / "server", nodes=nodes, front=front) as server:
         yield KafkaLog(f"{_url(server)}&replication={nodes}", server)
 
 
@@ -209,13 +215,20 @@ KINDS: dict[str, Kind] = {"sqlite": _file, "nats": _nats, "kafka": _kafka}
 
 
 @asynccontextmanager
-async def laid(kind: str, folder: Path, nodes: int = 1, disk: int = 0) -> AsyncIterator[Log]:
+async def laid(
+    kind: str, folder: Path, nodes: int = 1, disk: int = 0, network: bool = False
+) -> AsyncIterator[Log]:
     """Lay the ground of a run: its log, and the file that says to the processes where that is. `disk`: MiB of a disk of
-    its server's own. Raises CannotPlay."""
+    its server's own; `network`: its nodes are reached through one that can be cut. Raises CannotPlay."""
     home = Disk(folder / "server")
     home.place.mkdir(exist_ok=True)
-    with home.mounted(disk) if disk else contextlib.nullcontext():
-        async with KINDS[kind](folder, nodes) as log:
+    with contextlib.ExitStack() as ground:
+        if disk:
+            ground.enter_context(home.mounted(disk))
+        between = ground.enter_context(Network()) if network else None
+        async with KINDS[kind](folder, nodes, between and between.front) as log:
             log.disk = home
+            if between is not None:
+                log.network, between.nodes = between, log.server.nodes
             (folder / ADDRESS).write_text(log.url, encoding="utf-8")
             yield log

@@ -117,11 +117,11 @@ async def rolling_restart(stage: Stage) -> None:
 
 
 async def coming_and_going(stage: Stage) -> None:
-    """A worker joins and another one leaves every second, for 15 s; 30 s later everything is through."""
+    """A worker joins and another one leaves every second, for a minute; 30 s later everything is through."""
     stage.worker()
-    client = stage.client("ann", 0, 36, pause=0.1, spread=20)
+    client = stage.client("ann", 0, 72, pause=0.1, spread=60)
     await stage.until(lambda: stage.calls() > 3, START, "work has begun")
-    until = time.monotonic() + 15
+    until = time.monotonic() + 60
     while time.monotonic() < until:
         stage.worker()
         alive = [worker for worker in stage.workers() if stage.is_ready(worker)]
@@ -129,7 +129,7 @@ async def coming_and_going(stage: Stage) -> None:
             stage.random.choice(alive).signal(signal.SIGTERM)
             stage.seen += client.alive
         await asyncio.sleep(1.0)
-    await stage.over(client, within=30)
+    await stage.over(client, stage.client("bob", 72, 78), within=30)
     await stage.drain()
 
 
@@ -149,9 +149,8 @@ async def leader_killed(stage: Stage) -> None:
     await stage.drain()
 
 
-async def minority_cut_off(stage: Stage) -> None:
-    """Of three nodes one that leads a partition stands still for a while, as if its network were cut, and comes back
-    with what it believed then."""
+async def node_stands_still(stage: Stage) -> None:
+    """Of three nodes one that leads a partition stands still for a while, and comes back with what it believed then."""
     for _ in range(2):
         stage.worker()
     client = stage.client("ann", 0, 24, pause=0.1, spread=3)
@@ -165,6 +164,30 @@ async def minority_cut_off(stage: Stage) -> None:
     finally:
         node.cont()
     await stage.over(client, stage.client("bob", 24, 30))
+    await stage.drain()
+
+
+async def network_cut(stage: Stage) -> None:
+    """Of three nodes one that leads a partition is cut off for 6 to 15 s: from the other nodes and all clients, or from
+    the other nodes alone, so that it goes on being asked, and believes that it leads. What was sent meanwhile is lost,
+    or arrives late."""
+    network = stage.log.network
+    for _ in range(2):
+        stage.worker()
+    client = stage.client("ann", 0, 36, pause=0.1, spread=12)
+    await stage.until(lambda: stage.calls() > 3, START, "work has begun")
+    await stage.pause(0.0, 0.4)
+    node, minority = await stage.log.leader(stage.random.randrange(PARTITIONS)), stage.random.random() < 0.5
+    under_load = is_at_work(stage, client)
+    network.cut(node, clients=minority)
+    try:
+        await stage.pause(6.0, 15.0)
+        if past := network.past():
+            raise Broken(f"the network was not cut: {past}")
+    finally:
+        network.heal(late=stage.random.random() < 0.5)
+    stage.seen += under_load and network.dropped > 0 and (minority or network.stale > 0)
+    await stage.over(client, stage.client("bob", 36, 42))
     await stage.drain()
 
 
@@ -209,5 +232,6 @@ async def foreign_records(stage: Stage) -> None:
 SCENARIOS = (
     Scenario(foreign_records, ("kafka",)), Scenario(disk_of_server_full, SERVERS, disk=96),
     Scenario(broker_killed, SERVERS), Scenario(log_lost, SERVERS), Scenario(rolling_restart, SERVERS),
-    Scenario(coming_and_going, SERVERS), Scenario(leader_killed, SERVERS, 3), Scenario(minority_cut_off, SERVERS, 3),
+    Scenario(coming_and_going, SERVERS), Scenario(leader_killed, SERVERS, 3), Scenario(node_stands_still, SERVERS, 3),
+    Scenario(network_cut, SERVERS, 3, network=True),
 )  # fmt: skip

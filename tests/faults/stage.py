@@ -222,9 +222,11 @@ async def staged(folder: Path, seed: int, log: Log) -> AsyncIterator[Stage]:
 
 
 class Scenario(NamedTuple):
-    """What is played, on which brokers, with how many nodes of a server, on a disk of how many MiB (0: everybody's)."""
+    """What is played, on which brokers, with how many nodes of a server, on a disk of how many MiB (0: everybody's), on
+    a network that can be cut."""
 
     play: Callable[[Stage], Awaitable[None]]
     brokers: tuple[str, ...] = ("sqlite",)
     nodes: int = 1
     disk: int = 0
+    network: bool = False
