@@ -149,6 +149,8 @@ class Link:
         client = self.client
         if self._timer is not None:
             self._timer.cancel()
+        if self._leaving is not None:
+            self._leaving.cancel()
         with contextlib.suppress(Exception):
             if client.is_connected:
                 await client.flush(timeout=2)
@@ -217,7 +219,13 @@ class Link:
         if self._up.is_set() and self.client.has_others():
             where = self.client.connected_url
             log.warning("%s has no answers for %g s: trying another server", where.netloc if where else "NATS", STUCK)
-            self._leaving = asyncio.get_running_loop().create_task(self.client.leave())
+            self._leaving = asyncio.get_running_loop().create_task(self._go_elsewhere())
+
+    async def _go_elsewhere(self) -> None:
+        try:
+            await self.client.leave()
+        except (NatsError, OSError) as error:
+            log.warning("NATS: no other server yet: %s", error)
 
     # ---- questions and answers ---------------------------------------------------------------------------------------
     async def _answered(self, msg: Msg) -> None:

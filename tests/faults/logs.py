@@ -88,8 +88,7 @@ class FileLog(Log):
 
 
 class NatsLog(Log):
-    """Streams of a NATS. Nodes of a cluster wait 4 to 9 s before they elect; and one that was cut off has stood for
-    election all the while: when it is back, those that lead step down for it."""
+    """Streams of a NATS."""
 
     async def ask(self, verb: str, body: object = None) -> Any:
         """Ask JetStream for something. Raises RuntimeError where it refuses."""
@@ -196,9 +195,7 @@ async def _file(folder: Path, nodes: int, front: Front | None) -> AsyncIterator[
 @asynccontextmanager
 async def _nats(folder: Path, nodes: int, front: Front | None) -> AsyncIterator[Log]:
     async with nats_server(folder / "server", nodes=nodes, front=front) as server:
-        log = NatsLog(f"{_url(server)}&replicas={nodes}&sync=always", server)
-        log.healing = 9.0 if nodes > 1 else 0.0
-        yield log
+        yield NatsLog(f"{_url(server)}&replicas={nodes}&sync=always", server)
 
 
 @asynccontextmanager
