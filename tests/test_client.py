@@ -10,7 +10,7 @@ import pytest
 from hosting import QUICK, hosted, kinds_of, opened, working
 from jetstream_logs import BROKERS, url_of
 
-from refold import Agent, AgentError, Context, MessageBus
+from refold import Agent, AgentError, AgentMessage, Context, MessageBus
 from refold.agents import client
 from refold.agents.control import cancel
 from refold.agents.hints import ADDRESS, Hint, encode
@@ -398,6 +398,28 @@ def test_who_asks_reads_the_answer_and_nothing_else_of_the_log(go):
             assert looks == ["at", "at"]
             assert await handle.request("z") == "z"
             assert looks == ["at"] * 3
+
+    go(main())
+
+
+@pytest.mark.parametrize("character", ["x", '"'])
+def test_a_hint_of_the_longest_ids_can_be_sent(go, character):
+    agent = Agent("a")
+
+    @agent.on_task
+    async def echo(what: str) -> str:
+        return what
+
+    async def main():
+        async with hosted(agent) as (bus, _):
+            ask = AgentMessage.request(
+                "a", "x", id=f"{character * 127}1", correlation_id=character * 128, headers=bus._hints.headers()
+            )
+            async with bus.told(ask.correlation_id) as told:
+                await bus.send_message(ask)
+                await told.wait()
+            assert await (await bus.attach(ask.correlation_id)).result(5) == "x"
+            assert await bus.request(echo, "y") == "y"
 
     go(main())
 
