@@ -167,9 +167,12 @@ class Outbox:
         self._called = False
         ready: dict[tuple[int, bool], list[Place]] = defaultdict(list)
         now = time.monotonic()
-        for place in self._active:
+        for place in list(self._active):
             channel = self._channels[place]
             if channel.flying or channel.not_before > now:
+                continue
+            if channel.batch is None and not channel.queue:  # it was refused
+                self._active.discard(place)
                 continue
             try:
                 ready[self.link.leader(*place), place[0] in self.link.ids].append(place)  # all by id, or by name
@@ -339,6 +342,7 @@ class Outbox:
             if batch.unsure:
                 self._forget(channel)
             self._refuse(channel, self._unknown(why) if batch.unsure else BrokerUnavailable(why))
+            self._later()  # with what waits behind it
             return
         channel.not_before = now + channel.pause
         self._later(channel.pause)

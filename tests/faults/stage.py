@@ -125,7 +125,9 @@ class Stage:
             await self.until(lambda: not self.workers(), PROGRESS, "workers end after SIGTERM")
         except NoProgress:
             for process in self.workers():
-                process.signal(signal.SIGUSR1)  # it writes its stacks into its log
+                process.signal(signal.SIGUSR1)  # it writes the stacks of its threads into its log
+                process.signal(signal.SIGUSR2)  # and those of its tasks
+            await asyncio.sleep(1.0)
             raise
 
     # ---- waiting ---------------------------------------------------------------------------------------------------

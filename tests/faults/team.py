@@ -127,6 +127,7 @@ async def work(folder: Path, agents: list[Agent], member: str | None, numbers: d
         ledger.write(folder / "ready")
         made.append(worker)
 
+    asyncio.get_running_loop().add_signal_handler(signal.SIGUSR2, say_what_waits)
     try:
         return await serve(
             agents, logs.address(folder), group="+".join(a.name for a in agents), member=member,
@@ -135,6 +136,13 @@ async def work(folder: Path, agents: list[Agent], member: str | None, numbers: d
     finally:
         for worker in made:
             tell(folder, worker)
+
+
+def say_what_waits() -> None:
+    """Write where each task stands."""
+    for task in asyncio.all_tasks():
+        task.print_stack(file=sys.stderr)
+    sys.stderr.flush()
 
 
 if __name__ == "__main__":
