@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import logging
 from collections import OrderedDict
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Collection, Coroutine
 from typing import TYPE_CHECKING, Any
 
 from ..bus.errors import Divergence, PartitionLost, PoisonMessage, TryAgain, UndecodableRecord
@@ -158,6 +158,14 @@ class Crew:
         self.end(place, key, run, "parked")
 
     # ---- ending ------------------------------------------------------------------------------------------------------
+    def under_way(self, places: Collection[Place]) -> str:
+        """Say what has not come to its end; "" where everything has."""
+        if not self.worker.scheduler.used and not any(place.runs for place in places):
+            return ""
+        runs = [run for place in places for _, run in place.all_runs()]
+        some = [f"{run.agent} of {run.correlation}{' (its end is in no fold yet)' * run.finishing}" for run in runs[:5]]
+        return f"{self.worker.scheduler.used} slots and {len(runs)} handlers: {', '.join(some)}"
+
     def end(self, place: Place, key: RunKey, run: Run, why: str, *, let_calls_finish: bool = False) -> None:
         """End a run from outside; its slot is free at once, unless its call may finish."""
         self.waiting.pop(run, None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections.abc import Callable, Iterator
 from itertools import chain, islice
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from ..bus import facts, kinds
 from ..bus.broker import Stored
+from ..bus.errors import TryAgain
 from ..bus.message import Envelope
 from ..projections.checkpoint import SETTLED
 from ..projections.partition import Folded
@@ -54,10 +56,11 @@ async def fold_batch(worker: Worker, place: Place, records: list[Stored]) -> Non
 
 
 async def send_hints(worker: Worker) -> None:
-    """Tell the clients of what was folded where their answers are."""
+    """Tell the clients of what was folded where their answers are. A hint that cannot be sent is lost: they look."""
     hints, worker.hints = worker.hints, []
-    for address, hint in hints:
-        await worker.broker.notify(address, hint)
+    with contextlib.suppress(TryAgain):
+        for address, hint in hints:
+            await worker.broker.notify(address, hint)
 
 
 def fold_one(worker: Worker, place: Place, stored: Stored, r: Envelope) -> Folded:

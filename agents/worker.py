@@ -43,6 +43,8 @@ CHECKPOINT_SECONDS = 5.0
 CHECKPOINT_RECORDS = 10_000
 BACKLOG_PAUSE = 0.01
 """Seconds between two looks at whether there is room for what may run later."""
+SAY_AFTER = 2.0
+"""Seconds after which a worker that is told to stop says what it waits for."""
 LIVE_WORKFLOWS = 2_000
 """Open workflows kept as objects; beyond it those that only wait are kept as bytes."""
 
@@ -170,9 +172,7 @@ class Worker:
         self.draining = True
         for run in list(self.crew.waiting):
             self.crew.park(run)
-        until = self.clock.monotonic() + self.drain_time
-        while self.clock.monotonic() < until and (self.scheduler.used or any(p.runs for p in self.places.values())):
-            await self.clock.sleep(0.02)
+        await self._drain()
         for place in list(self.places.values()):
             if self.reached:
                 self.reached = await self._hand_over(place)
@@ -181,6 +181,20 @@ class Worker:
         if not self.reached:
             log.warning("the log cannot be reached: partitions are not given up, others wait for this worker's lease")
         self._stopped = True
+
+    async def _drain(self) -> None:
+        """Let what runs come to its end, for as long as it may."""
+        began = self.clock.monotonic()
+        say_at = began + SAY_AFTER
+        while text := self.crew.under_way(self.places.values()):
+            now = self.clock.monotonic()
+            if now - began >= self.drain_time:
+                log.warning("stopping: waits no more for %s", text)
+                return
+            if now >= say_at:
+                log.info("stopping: waits up to %g s for %s", self.drain_time, text)
+                say_at = began + self.drain_time
+            await self.clock.sleep(0.02)
 
     async def _hand_over(self, place: Place) -> bool:
         """At shutdown: save what is folded, say that the partition is given up, give it up. False, and nothing more is

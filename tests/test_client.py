@@ -245,7 +245,7 @@ class Moody(MemoryBroker):
         return await super().read_workflow(correlation_id, after=after, limit=limit)
 
     async def notify(self, address: str, hint: bytes) -> None:
-        pass
+        raise BrokerUnavailable("no hint arrives")
 
 
 def test_an_answer_arrives_without_hints_and_over_a_time_in_which_the_log_is_out_of_reach(go, monkeypatch):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import inspect
+import logging
 import time
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -365,7 +366,10 @@ def test_a_run_that_was_abandoned_does_not_keep_later_attempts_from_ending_the_h
     go(main())
 
 
-def test_a_worker_that_stops_ends_the_calls_that_last_longer_than_its_drain(go, until):
+def test_a_worker_that_stops_ends_the_calls_that_last_longer_than_its_drain(go, until, monkeypatch, caplog):
+    monkeypatch.setattr(worker_module, "SAY_AFTER", 0.02)
+    caplog.set_level(logging.INFO, "refold.worker")
+
     async def main():
         agent, begun = Agent("a"), []
 
@@ -385,6 +389,9 @@ def test_a_worker_that_stops_ends_the_calls_that_last_longer_than_its_drain(go, 
             assert await kinds_of(broker, "w") == ["task_request"]  # still open, for whoever comes next
 
     go(main())
+    what = "1 slots and 1 handlers: a of w"
+    said = [r.message for r in caplog.records if r.message.startswith("stopping: ")]
+    assert said == [f"stopping: waits up to 0.05 s for {what}", f"stopping: waits no more for {what}"]
 
 
 def test_a_handler_that_does_not_end_is_told_of_when_its_worker_stops(go, until, monkeypatch):
