@@ -21,6 +21,8 @@ T = TypeVar("T")
 PATIENCE = 30.0
 """Seconds within which a cluster must have answered: an election of a dead leader takes 9."""
 REQUEST = 10.0
+CLOSING = 5.0
+"""Seconds that connections have to close: it waits for whatever is asked, and nobody waits for that any more."""
 PAUSE, LONGEST_PAUSE = 0.02, 0.5
 
 # Connections to a node: a request that waits for records keeps those behind it on its connection waiting.
@@ -80,7 +82,9 @@ class Link:
         """Close the connections."""
         client, self.client = self.client, None
         if client is not None:
-            await client.close()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(CLOSING):
+                    await client.close()
 
     async def look(self) -> None:
         """Ask again who leads what. Raises Again where nobody answers in time, or the link is closed meanwhile."""
