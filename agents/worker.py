@@ -45,6 +45,8 @@ BACKLOG_PAUSE = 0.01
 """Seconds between two looks at whether there is room for what may run later."""
 SAY_AFTER = 2.0
 """Seconds after which a worker that is told to stop says what it waits for."""
+HAND_OVER = 5.0
+"""Seconds that giving a partition up may take, however short the lease is."""
 LIVE_WORKFLOWS = 2_000
 """Open workflows kept as objects; beyond it those that only wait are kept as bytes."""
 
@@ -105,6 +107,7 @@ class Worker:
         self._stopping = asyncio.Event()
         self._stopped = False
         self._taking: dict[int, asyncio.Task[None]] = {}
+        self._saying: set[asyncio.Task[None]] = set()
         self._unwanted: set[tuple[int, int]] = set()
         self._owed: dict[Place, dict[str, None]] = {}
         self._parcel_bell = asyncio.Event()
@@ -156,7 +159,12 @@ class Worker:
             self._end_place(place, "the worker was ended", let_calls_finish=False)
 
     async def _see_off(self) -> None:
-        """Runs that were told to end have a moment for it; `on_stuck` hears of those that go on regardless."""
+        """What is being said has a lease's time for it. Runs that were told to end have a moment; `on_stuck` hears of
+        those that go on regardless."""
+        if self._saying and (late := (await asyncio.wait(self._saying, timeout=max(self.lease, HAND_OVER)))[1]):
+            log.warning("the log could not be told in time who owns what: others wait for this worker's lease")
+            for task in late:
+                task.cancel()
         tasks = self.crew.ending
         if tasks and (await asyncio.wait(tasks, timeout=ABANDONED_AFTER))[1]:
             log.error("%d handlers do not end although they were cancelled", len(tasks))
@@ -175,7 +183,7 @@ class Worker:
         await self._drain()
         for place in list(self.places.values()):
             if self.reached:
-                self.reached = await self._hand_over(place)
+                self.reached = await self._in_time(self._hand_over(place))
             else:
                 self._end_place(place, "the worker stops", let_calls_finish=False)
         if not self.reached:
@@ -195,6 +203,14 @@ class Worker:
                 log.info("stopping: waits up to %g s for %s", self.drain_time, text)
                 say_at = began + self.drain_time
             await self.clock.sleep(0.02)
+
+    async def _in_time(self, work: Coroutine[Any, Any, bool]) -> bool:
+        """Others wait for no more than this worker's lease: what takes longer than that is of no use."""
+        try:
+            async with asyncio.timeout(max(self.lease, HAND_OVER)):
+                return await work
+        except TimeoutError:
+            return False
 
     async def _hand_over(self, place: Place) -> bool:
         """At shutdown: save what is folded, say that the partition is given up, give it up. False, and nothing more is
@@ -252,7 +268,7 @@ class Worker:
                 await self._fold(place, event.records)
         elif isinstance(event, Assigned):
             if not self.draining and not (event.resumed and event.partition in self.places):
-                self._taking[event.partition] = self.spawn(self._take_over(event))
+                self._taking[event.partition] = self._say(self._take_over(event))
         else:
             await self._lose(event)
 
@@ -305,13 +321,13 @@ class Worker:
         place = self.places.get(event.partition)
         if place is None or place.epoch != event.epoch:
             if isinstance(event, Revoked):
-                self.spawn(self._release(event.partition, event.epoch))
+                self._say(self._release(event.partition, event.epoch))
             return
         self._end_place(place, "the partition goes to another worker")
         if isinstance(event, Revoked):
-            self.spawn(self._give_up(place))
+            self._say(self._give_up(place))
         else:
-            self.spawn(self._told(place))
+            self._say(self._told(place))
 
     def _end_place(self, place: Place, why: str, *, let_calls_finish: bool = True) -> None:
         place.ended = True
@@ -325,6 +341,13 @@ class Worker:
     def spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         """Run a task of this worker's own."""
         return self._tasks.create_task(work)
+
+    def _say(self, words: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        """Tell the log who owns what, beside everything else."""
+        task = self.spawn(words)
+        self._saying.add(task)
+        task.add_done_callback(self._saying.discard)
+        return task
 
     async def restore(self, place: Place, correlation: str) -> None:
         """Read a workflow's earlier records by key and fold them again. Raises PartitionLost where the place ends."""

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
+import time
 
 from hosting import hosted
 
 from refold import Agent
+from refold.agents import worker as worker_module
+from refold.bus.broker import Lost
 from refold.bus.errors import BrokerUnavailable
 from refold.bus.outage import FIRST, LONGEST, Outage
 
@@ -54,3 +58,31 @@ def test_a_worker_that_is_told_to_stop_while_the_log_is_out_of_reach_tries_that_
         go(main())
     said = [record.getMessage() for record in caplog.records]
     assert [line for line in said if "others wait for this worker's lease" in line]
+
+
+def test_a_worker_that_stops_waits_for_no_word_longer_than_others_wait_for_it(go, until, monkeypatch, caplog):
+    """A broker may have more patience with its servers than a lease lasts."""
+    monkeypatch.setattr(worker_module, "HAND_OVER", 0.1)
+    agent, asked = Agent("a"), []
+
+    async def silent(*_: object, **__: object) -> object:
+        asked.append(1)
+        await asyncio.Event().wait()
+
+    async def main():
+        async with hosted(agent, partitions=4, lease=0.2, stall_limit=5.0) as (bus, worker):
+            await until(lambda: len(worker.places) == 4 and all(p.active for p in worker.places.values()))
+            lost = next(iter(worker.places.values()))
+            bus.broker.append = silent
+            await worker._lose(Lost(lost.partition, lost.epoch))  # says so, to nobody
+            await until(lambda: asked)
+            before = time.monotonic()
+            worker.stop()
+            await until(lambda: worker._stopped)
+        assert time.monotonic() - before < 3
+        assert len(asked) == 2  # of the three that are left one is tried
+        assert not worker.places
+
+    with caplog.at_level(logging.WARNING, logger="refold.worker"):
+        go(main())
+    assert "the log could not be told in time who owns what: others wait for this worker's lease" in caplog.messages
