@@ -26,7 +26,7 @@ test-all: ## the tests, over many more generated histories
 	@scripts/venv.sh $(VENV) editable test
 	REFOLD_TESTS=thorough $(VENV)/bin/python -m pytest -n $(N) --inline-snapshot=disable $(TESTS)
 
-test-servers: ## the tests on NATS and Kafka: three nodes, each fault, each scene's crash points (half an hour, a quiet machine)
+test-servers: ## the tests on NATS and Kafka: three nodes, each fault, each scene's crash points (20 minutes, a quiet machine)
 	@scripts/venv.sh $(VENV) editable test
 	cd tests && REFOLD_DEMAND_BROKERS=1 REFOLD_SERVERS=thorough $(VENV)/bin/python -m pytest -n $(N) --inline-snapshot=disable \
 		$(or $(TESTS),test_faults.py test_crash_points.py test_conformance_kafka.py $(notdir $(wildcard tests/test_jetstream*.py tests/test_kafka*.py)))
