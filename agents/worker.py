@@ -23,8 +23,9 @@ from ..projections.checkpoint import read_history
 from ..projections.workflow import Workflow
 from .agent import Agent, by_name
 from .cohorts import Cohorts
-from .crew import ABANDONED_AFTER, Crew
+from .crew import Crew
 from .folding import fold_batch, settle, start_cohort
+from .leaving import leave, see_off
 from .ownership import save_checkpoint, say_released, take_over
 from .parcels import deliver, forward_strays
 from .place import Place, RunKey
@@ -43,10 +44,6 @@ CHECKPOINT_SECONDS = 5.0
 CHECKPOINT_RECORDS = 10_000
 BACKLOG_PAUSE = 0.01
 """Seconds between two looks at whether there is room for what may run later."""
-SAY_AFTER = 2.0
-"""Seconds after which a worker that is told to stop says what it waits for."""
-HAND_OVER = 5.0
-"""Seconds that giving a partition up may take, however short the lease is."""
 LIVE_WORKFLOWS = 2_000
 """Open workflows kept as objects; beyond it those that only wait are kept as bytes."""
 
@@ -104,10 +101,10 @@ class Worker:
         self.caught_up = asyncio.Event()
         self._on_handled = on_handled
         self.on_stuck: Callable[[], None] = lambda: None
-        self._stopping = asyncio.Event()
-        self._stopped = False
+        self.stopping = asyncio.Event()
+        self.stopped = False
         self._taking: dict[int, asyncio.Task[None]] = {}
-        self._saying: set[asyncio.Task[None]] = set()
+        self.saying: set[asyncio.Task[None]] = set()
         self._unwanted: set[tuple[int, int]] = set()
         self._owed: dict[Place, dict[str, None]] = {}
         self._parcel_bell = asyncio.Event()
@@ -136,98 +133,36 @@ class Worker:
             ):
                 loops = (self._heart, self._timers, self._checkpoints, self._parcels, self._backlog)
                 tasks = [self._tasks.create_task(loop()) for loop in loops]
-                stopper = self._tasks.create_task(self._stop_well())
+                stopper = self._tasks.create_task(leave(self))
                 try:
                     await self._read()
                 finally:
                     self._let_go()
                 for task in [*tasks, stopper]:
                     task.cancel()
-                await self._see_off()
+                await see_off(self)
         finally:
             self.threads.close()
         return self.exit_code
 
     def stop(self) -> None:
         """Start nothing more, let running handlers end (`drain` seconds at most), save, and leave."""
-        self._stopping.set()
+        self.stopping.set()
 
     def _let_go(self) -> None:
         """Nothing is read any more: what still runs ends, and appends nothing (a cancelled step is no failed one)."""
         self.draining = True
         for place in list(self.places.values()):
-            self._end_place(place, "the worker was ended", let_calls_finish=False)
-
-    async def _see_off(self) -> None:
-        """What is being said has a lease's time for it. Runs that were told to end have a moment; `on_stuck` hears of
-        those that go on regardless."""
-        if self._saying and (late := (await asyncio.wait(self._saying, timeout=max(self.lease, HAND_OVER)))[1]):
-            log.warning("the log could not be told in time who owns what: others wait for this worker's lease")
-            for task in late:
-                task.cancel()
-        tasks = self.crew.ending
-        if tasks and (await asyncio.wait(tasks, timeout=ABANDONED_AFTER))[1]:
-            log.error("%d handlers do not end although they were cancelled", len(tasks))
-            self.on_stuck()
+            self.end_place(place, "the worker was ended", let_calls_finish=False)
 
     def _threads_exhausted(self) -> None:
         log.error("too many threads hang: this worker ends, others take over")
         self.exit_code = EXIT_STALLED
         self._loop.call_soon_threadsafe(self.stop)
 
-    async def _stop_well(self) -> None:
-        await self._stopping.wait()
-        self.draining = True
-        for run in list(self.crew.waiting):
-            self.crew.park(run)
-        await self._drain()
-        for place in list(self.places.values()):
-            if self.reached:
-                self.reached = await self._in_time(self._hand_over(place))
-            else:
-                self._end_place(place, "the worker stops", let_calls_finish=False)
-        if not self.reached:
-            log.warning("the log cannot be reached: partitions are not given up, others wait for this worker's lease")
-        self._stopped = True
-
-    async def _drain(self) -> None:
-        """Let what runs come to its end, for as long as it may."""
-        began = self.clock.monotonic()
-        say_at = began + SAY_AFTER
-        while text := self.crew.under_way(self.places.values()):
-            now = self.clock.monotonic()
-            if now - began >= self.drain_time:
-                log.warning("stopping: waits no more for %s", text)
-                return
-            if now >= say_at:
-                log.info("stopping: waits up to %g s for %s", self.drain_time, text)
-                say_at = began + self.drain_time
-            await self.clock.sleep(0.02)
-
-    async def _in_time(self, work: Coroutine[Any, Any, bool]) -> bool:
-        """Others wait for no more than this worker's lease: what takes longer than that is of no use."""
-        try:
-            async with asyncio.timeout(max(self.lease, HAND_OVER)):
-                return await work
-        except TimeoutError:
-            return False
-
-    async def _hand_over(self, place: Place) -> bool:
-        """At shutdown: save what is folded, say that the partition is given up, give it up. False, and nothing more is
-        tried, where the log cannot be reached."""
-        saved = await self._tried(self._save(place), "the last checkpoint") if place.active else None
-        self._end_place(place, "the worker stops", let_calls_finish=False)
-        if isinstance(saved, TryAgain):
-            return False
-        said = await self._tried(say_released(self, place), "that a partition is given up")
-        if isinstance(said, TryAgain):
-            return False
-        released = await self._tried(self.sub.release(place.partition, place.epoch), "a release")
-        return not isinstance(released, TryAgain)
-
     async def _give_up(self, place: Place) -> None:
         """Another worker is to have the partition: say so, and give it up."""
-        self._end_place(place, "revoked")
+        self.end_place(place, "revoked")
         await self._carefully(say_released(self, place), "that a partition is given up")
         await self._release(place.partition, place.epoch)
 
@@ -238,7 +173,7 @@ class Worker:
     async def _release(self, partition: int, epoch: int) -> None:
         """Give the partition up; where that fails, again: nobody else can work on it before."""
         failures = 0
-        while self.sub.owned().get(partition) == epoch and not self._stopped:
+        while self.sub.owned().get(partition) == epoch and not self.stopped:
             if await self._carefully(self.sub.release(partition, epoch), "a release"):
                 return
             failures += 1
@@ -247,7 +182,7 @@ class Worker:
     # ---- the read loop: the only way into the fold -------------------------------------------------------------------
     async def _read(self) -> None:
         failures = 0
-        while not self._stopped:
+        while not self.stopped:
             try:
                 events = await self.sub.fetch(max_wait=0.05 if self.draining else 0.5)
                 failures = 0
@@ -323,13 +258,13 @@ class Worker:
             if isinstance(event, Revoked):
                 self._say(self._release(event.partition, event.epoch))
             return
-        self._end_place(place, "the partition goes to another worker")
+        self.end_place(place, "the partition goes to another worker")
         if isinstance(event, Revoked):
             self._say(self._give_up(place))
         else:
             self._say(self._told(place))
 
-    def _end_place(self, place: Place, why: str, *, let_calls_finish: bool = True) -> None:
+    def end_place(self, place: Place, why: str, *, let_calls_finish: bool = True) -> None:
         place.ended = True
         self.places.pop(place.partition, None)
         self._owed.pop(place, None)
@@ -345,8 +280,8 @@ class Worker:
     def _say(self, words: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         """Tell the log who owns what, beside everything else."""
         task = self.spawn(words)
-        self._saying.add(task)
-        task.add_done_callback(self._saying.discard)
+        self.saying.add(task)
+        task.add_done_callback(self.saying.discard)
         return task
 
     async def restore(self, place: Place, correlation: str) -> None:
@@ -535,9 +470,9 @@ class Worker:
             self._unsaved = 0
             for place in list(self.places.values()):
                 if place.active and not place.ended:
-                    await self._carefully(self._save(place), "a checkpoint")
+                    await self._carefully(self.save(place), "a checkpoint")
 
-    async def _save(self, place: Place) -> None:
+    async def save(self, place: Place) -> None:
         if not await save_checkpoint(self, self.sub, place):
             log.info("partition %d: the checkpoint is refused, another worker owns it", place.partition)
 
@@ -563,9 +498,9 @@ class Worker:
 
     async def _carefully(self, work: Coroutine[Any, Any, None], what: str) -> bool:
         """Do it; what fails because of the log is done again later."""
-        return await self._tried(work, what) is None
+        return await self.tried(work, what) is None
 
-    async def _tried(self, work: Coroutine[Any, Any, None], what: str) -> Exception | None:
+    async def tried(self, work: Coroutine[Any, Any, None], what: str) -> Exception | None:
         """Do it; return and tell what it failed by."""
         try:
             await work

@@ -14,7 +14,7 @@ import pytest
 from hosting import QUICK, kinds_of, opened, records, working
 
 from refold import Agent, AgentError, Context, MessageBus
-from refold.agents import control, crew, worker as worker_module
+from refold.agents import control, crew, leaving
 from refold.agents.writing import work_record
 from refold.bus import codec, facts
 from refold.bus.broker import Item, Outgoing
@@ -367,7 +367,7 @@ def test_a_run_that_was_abandoned_does_not_keep_later_attempts_from_ending_the_h
 
 
 def test_a_worker_that_stops_ends_the_calls_that_last_longer_than_its_drain(go, until, monkeypatch, caplog):
-    monkeypatch.setattr(worker_module, "SAY_AFTER", 0.02)
+    monkeypatch.setattr(leaving, "SAY_AFTER", 0.02)
     caplog.set_level(logging.INFO, "refold.worker")
 
     async def main():
@@ -395,7 +395,7 @@ def test_a_worker_that_stops_ends_the_calls_that_last_longer_than_its_drain(go, 
 
 
 def test_a_handler_that_does_not_end_is_told_of_when_its_worker_stops(go, until, monkeypatch):
-    monkeypatch.setattr(worker_module, "ABANDONED_AFTER", 0.05)
+    monkeypatch.setattr(leaving, "ABANDONED_AFTER", 0.05)
 
     async def main():
         agent, released, begun, told = Agent("a"), asyncio.Event(), [], []

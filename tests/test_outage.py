@@ -9,7 +9,7 @@ import time
 from hosting import hosted
 
 from refold import Agent
-from refold.agents import worker as worker_module
+from refold.agents import leaving
 from refold.bus.broker import Lost
 from refold.bus.errors import BrokerUnavailable
 from refold.bus.outage import FIRST, LONGEST, Outage
@@ -50,7 +50,7 @@ def test_a_worker_that_is_told_to_stop_while_the_log_is_out_of_reach_tries_that_
             worker.sub.save_checkpoint = worker.sub.release = bus.broker.append = unreachable
             before = len(tried)
             worker.stop()
-            await until(lambda: worker._stopped)
+            await until(lambda: worker.stopped)
             assert len(tried) - before <= 3
             assert not worker.places
 
@@ -62,7 +62,7 @@ def test_a_worker_that_is_told_to_stop_while_the_log_is_out_of_reach_tries_that_
 
 def test_a_worker_that_stops_waits_for_no_word_longer_than_others_wait_for_it(go, until, monkeypatch, caplog):
     """A broker may have more patience with its servers than a lease lasts."""
-    monkeypatch.setattr(worker_module, "HAND_OVER", 0.1)
+    monkeypatch.setattr(leaving, "HAND_OVER", 0.1)
     agent, asked = Agent("a"), []
 
     async def silent(*_: object, **__: object) -> object:
@@ -78,7 +78,7 @@ def test_a_worker_that_stops_waits_for_no_word_longer_than_others_wait_for_it(go
             await until(lambda: asked)
             before = time.monotonic()
             worker.stop()
-            await until(lambda: worker._stopped)
+            await until(lambda: worker.stopped)
         assert time.monotonic() - before < 3
         assert len(asked) == 2  # of the three that are left one is tried
         assert not worker.places

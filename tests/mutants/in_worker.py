@@ -255,7 +255,7 @@ IN_THE_WORKER = [
     wrong(
         "a partition that is lost is worked on",
         "agents/worker.py",
-        '        self._end_place(place, "the partition goes to another worker")\n',
+        '        self.end_place(place, "the partition goes to another worker")\n',
         "",
         "test_worker.py",
         "test_ended_runs.py",
