@@ -116,7 +116,7 @@ class MessageBus(Sender):
         AgentUnavailable or NoSuchAgent where no answer came in time: the request stays in the log.
         """
         handle = await self.start(target, payload, id=id, priority=priority, ttl=ttl, returns=returns)
-        return await handle.result(timeout)
+        return await handle.wait(timeout, asked_now=id is None)
 
     @overload
     async def start(
@@ -271,6 +271,11 @@ class Handle(Generic[R]):
 
         A log that cannot be reached is tried again, until the time is up: then BrokerUnavailable.
         """
+        return await self.wait(timeout, asked_now=False)
+
+    async def wait(self, timeout: float | None, *, asked_now: bool) -> R:
+        """See `result`. `asked_now`: the request was made by the same call, so what is hinted of its answer was true
+        since. Else a hint may be of an answer that a redrive has taken back before anybody waited."""
         clock = self.bus.clock
         until = math.inf if timeout is None else clock.monotonic() + timeout
         async with self.bus.told(self.correlation_id) as told:
@@ -279,7 +284,7 @@ class Handle(Generic[R]):
                 wait, self._hinted = self._hinted and left > 0 and not told.is_set(), False
                 told.clear()
                 try:
-                    answer = None if wait else await self._look(told)
+                    answer = None if wait else await self._look(told if asked_now else None)
                     if answer is not None:
                         call = RequestCall(kinds.TASK_REQUEST, self.agent, "", False, self.agent, returns=self.returns)
                         return cast("R", value_of(call, answer.kind, answer.raw))
@@ -292,14 +297,13 @@ class Handle(Generic[R]):
                     raise await why_no_answer(self.bus.broker, self.follower, self.request_id, waited, now)
                 await told.within(min(left, LOOK_AGAIN))
 
-    async def _look(self, told: Told) -> Answer | None:
+    async def _look(self, told: Told | None) -> Answer | None:
         """Return the answer if the log holds it: where a worker says that it is, else by the workflow's fold."""
-        position = told.answers.get(self.request_id)
+        position = told.answers.pop(self.request_id, None) if told is not None else None
         if position is not None:
             answer = await self._answer_at(position)
             if answer is not None:
                 return answer
-            del told.answers[self.request_id]
         await self.follower.catch_up()
         requests = self.follower.workflow.view.requests
         q = requests.get(self.request_id)
@@ -371,7 +375,7 @@ class Handle(Generic[R]):
         asked = Handle[Any](
             self.bus, message.id, wanted, message.receiver_id, follower=self.follower, hinted=bool(message.headers)
         )
-        return await asked.result(timeout)
+        return await asked.wait(timeout, asked_now=True)
 
     def _message(self, kind: str, payload: Any, to: Target | None, **fields: Any) -> AgentMessage:
         bus = self.bus

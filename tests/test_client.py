@@ -10,9 +10,9 @@ import pytest
 from hosting import QUICK, hosted, kinds_of, opened, working
 from jetstream_logs import BROKERS, url_of
 
-from refold import Agent, AgentError, AgentMessage, Context, MessageBus
+from refold import Agent, AgentError, AgentMessage, Context, MessageBus, RetryPolicy
 from refold.agents import client
-from refold.agents.control import cancel
+from refold.agents.control import cancel, redrive
 from refold.agents.hints import ADDRESS, Hint, encode
 from refold.brokers import open_broker
 from refold.brokers.memory import Log, MemoryBroker
@@ -395,9 +395,9 @@ def test_who_asks_reads_the_answer_and_nothing_else_of_the_log(go):
             async with bus.told("another") as told:
                 await told.wait()
             assert await handle.result() == "y"  # its hint came before anybody waited for it, or comes
-            assert looks == ["at", "at"]
+            assert looks == ["at", "workflow"]
             assert await handle.request("z") == "z"
-            assert looks == ["at"] * 3
+            assert looks == ["at", "workflow", "at"]
 
     go(main())
 
@@ -458,9 +458,37 @@ def test_a_hint_that_names_another_record_is_not_believed(go, lie):
             position = {"another record": 1, "no such record": 1_000_000, "another workflow's answer": 3}[lie]
             looks = looking(bus)
             bus._hints.take(Hint("v", handle.request_id, position))
-            assert await handle.result() == "mine"
+            assert await handle.wait(None, asked_now=True) == "mine"
             assert looks[0] == "at"
             assert "workflow" in looks
+
+    go(main())
+
+
+def test_an_answer_that_was_taken_back_by_a_redrive_is_not_believed_because_its_hint_comes_late(go, until):
+    agent, broken = Agent("a"), [True]
+
+    @agent.on_task(retry=RetryPolicy(attempts=1))
+    async def work(what: str) -> str:
+        if broken[0]:
+            raise OSError("broken")
+        return what
+
+    async def main():
+        async with hosted(agent) as (bus, worker):
+            handle = await bus.start(work, "x")
+            await until(lambda: worker.handled == 1)
+            stored = (await bus.broker.read_workflow(handle.correlation_id)).records
+            (old,) = [s.position for s in stored if codec.envelope(s.value).message_type == kinds.ERROR_REPORT]
+            late = Hint(handle.correlation_id, handle.request_id, old)
+            bus._hints.take(late)
+            broken[0] = False
+            await redrive(bus, handle.correlation_id, "a", handle.request_id)
+            async with asyncio.TaskGroup() as tasks:
+                waiting = tasks.create_task(handle.result(10))
+                await asyncio.sleep(0)
+                bus._hints.take(late)
+            assert waiting.result() == "x"
 
     go(main())
 

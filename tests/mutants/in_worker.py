@@ -410,4 +410,11 @@ IN_THE_WORKER = [
         "",
         "test_client.py::test_a_hint_that_names_another_record_is_not_believed",
     ),
+    wrong(
+        "a client believes a hint of an answer that a redrive has taken back",
+        "agents/client.py",
+        "self._look(told if asked_now else None)",
+        "self._look(told)",
+        "test_client.py::test_an_answer_that_was_taken_back_by_a_redrive_is_not_believed_because_its_hint_comes_late",
+    ),
 ]
