@@ -116,7 +116,7 @@ class MessageBus(Sender):
         AgentUnavailable or NoSuchAgent where no answer came in time: the request stays in the log.
         """
         handle = await self.start(target, payload, id=id, priority=priority, ttl=ttl, returns=returns)
-        return await handle.wait(timeout, asked_now=id is None)
+        return await handle._wait(timeout, asked_now=id is None)
 
     @overload
     async def start(
@@ -271,9 +271,9 @@ class Handle(Generic[R]):
 
         A log that cannot be reached is tried again, until the time is up: then BrokerUnavailable.
         """
-        return await self.wait(timeout, asked_now=False)
+        return await self._wait(timeout, asked_now=False)
 
-    async def wait(self, timeout: float | None, *, asked_now: bool) -> R:
+    async def _wait(self, timeout: float | None, *, asked_now: bool) -> R:
         """See `result`. `asked_now`: the request was made by the same call, so what is hinted of its answer was true
         since. Else a hint may be of an answer that a redrive has taken back before anybody waited."""
         clock = self.bus.clock
@@ -375,7 +375,7 @@ class Handle(Generic[R]):
         asked = Handle[Any](
             self.bus, message.id, wanted, message.receiver_id, follower=self.follower, hinted=bool(message.headers)
         )
-        return await asked.wait(timeout, asked_now=True)
+        return await asked._wait(timeout, asked_now=True)
 
     def _message(self, kind: str, payload: Any, to: Target | None, **fields: Any) -> AgentMessage:
         bus = self.bus

@@ -164,7 +164,8 @@ class Crew:
             return ""
         runs = [run for place in places for _, run in place.all_runs()]
         some = [f"{run.agent} of {run.correlation}{' (its end is in no fold yet)' * run.finishing}" for run in runs[:5]]
-        return f"{self.worker.scheduler.used} slots and {len(runs)} handlers: {', '.join(some)}"
+        more = [f"{len(runs) - 5} more"] if len(runs) > 5 else []
+        return ", ".join([*some, *more]) or "handlers that were ended and go on"
 
     def end(self, place: Place, key: RunKey, run: Run, why: str, *, let_calls_finish: bool = False) -> None:
         """End a run from outside; its slot is free at once, unless its call may finish."""

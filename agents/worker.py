@@ -265,6 +265,7 @@ class Worker:
             self._say(self._told(place))
 
     def end_place(self, place: Place, why: str, *, let_calls_finish: bool = True) -> None:
+        """Work on a partition no more; with `let_calls_finish` what is in a call may finish that."""
         place.ended = True
         self.places.pop(place.partition, None)
         self._owed.pop(place, None)
@@ -473,6 +474,7 @@ class Worker:
                     await self._carefully(self.save(place), "a checkpoint")
 
     async def save(self, place: Place) -> None:
+        """Write a checkpoint of a partition. Raises as the log does."""
         if not await save_checkpoint(self, self.sub, place):
             log.info("partition %d: the checkpoint is refused, another worker owns it", place.partition)
 

@@ -378,18 +378,12 @@ def test_a_childs_answers_are_had_from_any_process(go, url):
 
 
 def test_who_asks_reads_the_answer_and_nothing_else_of_the_log(go):
-    agent = Agent("a")
-
-    @agent.on_task
-    async def echo(what: str) -> str:
-        return what
-
     async def main():
-        async with hosted(agent) as (bus, _):
+        async with hosted(echo_agent()) as (bus, _):
             looks = looking(bus)
-            assert await bus.request(echo, "x") == "x"
+            assert await bus.request("echo", "x") == "x"
             assert looks == ["at"]
-            handle = await bus.start(echo, "y")
+            handle = await bus.start("echo", "y")
             await bus.broker.notify(bus._hints.headers()[ADDRESS], b"garbage")
             await bus.broker.notify(bus._hints.headers()[ADDRESS], encode(Hint("another")))  # nobody waits for it
             async with bus.told("another") as told:
@@ -404,22 +398,16 @@ def test_who_asks_reads_the_answer_and_nothing_else_of_the_log(go):
 
 @pytest.mark.parametrize("character", ["x", '"'])
 def test_a_hint_of_the_longest_ids_can_be_sent(go, character):
-    agent = Agent("a")
-
-    @agent.on_task
-    async def echo(what: str) -> str:
-        return what
-
     async def main():
-        async with hosted(agent) as (bus, _):
+        async with hosted(echo_agent()) as (bus, _):
             ask = AgentMessage.request(
-                "a", "x", id=f"{character * 127}1", correlation_id=character * 128, headers=bus._hints.headers()
+                "echo", "x", id=f"{character * 127}1", correlation_id=character * 128, headers=bus._hints.headers()
             )
             async with bus.told(ask.correlation_id) as told:
                 await bus.send_message(ask)
                 await told.wait()
             assert await (await bus.attach(ask.correlation_id)).result(5) == "x"
-            assert await bus.request(echo, "y") == "y"
+            assert await bus.request("echo", "y") == "y"
 
     go(main())
 
@@ -443,22 +431,16 @@ def looking(bus):
 @pytest.mark.parametrize("lie", ["another record", "no such record", "another workflow's answer"])
 def test_a_hint_that_names_another_record_is_not_believed(go, lie):
     """The value is an answer that the log holds to this request, or the workflow is folded."""
-    agent = Agent("a")
-
-    @agent.on_task
-    async def echo(what: str) -> str:
-        return what
-
     async def main():
-        async with hosted(agent) as (bus, _):
-            other = await bus.start(echo, "other", id="w")
+        async with hosted(echo_agent()) as (bus, _):
+            other = await bus.start("echo", "other", id="w")
             assert await other.result() == "other"
-            handle = await bus.start(echo, "mine", id="v")  # in the same partition as w, whose log has four records
+            handle = await bus.start("echo", "mine", id="v")  # in the same partition as w, whose log has four records
             assert handle.follower.partition == other.follower.partition
             position = {"another record": 1, "no such record": 1_000_000, "another workflow's answer": 3}[lie]
             looks = looking(bus)
             bus._hints.take(Hint("v", handle.request_id, position))
-            assert await handle.wait(None, asked_now=True) == "mine"
+            assert await handle._wait(None, asked_now=True) == "mine"
             assert looks[0] == "at"
             assert "workflow" in looks
 
@@ -496,14 +478,8 @@ def test_an_answer_that_was_taken_back_by_a_redrive_is_not_believed_because_its_
 @pytest.mark.parametrize("cancelled", [False, True])
 def test_a_worker_tells_of_an_answer_when_it_counts_and_only_then(go, until, cancelled):
     """What it tells is what its fold says: an answer that came behind a cancel is none."""
-    agent = Agent("a")
-
-    @agent.on_task
-    async def echo(what: str) -> str:
-        return what
-
     async def main():
-        async with hosted(agent) as (bus, worker):
+        async with hosted(echo_agent()) as (bus, worker):
             append = worker.broker.append
 
             async def late(items, fence=None):
@@ -514,7 +490,7 @@ def test_a_worker_tells_of_an_answer_when_it_counts_and_only_then(go, until, can
                 return await append(items, fence)
 
             worker.broker.append = late
-            handle = await bus.start(echo, "x")
+            handle = await bus.start("echo", "x")
             async with bus.told(handle.correlation_id) as told:
                 await until(lambda: worker.handled == 1)
                 await until(lambda: not any(place.runs for place in worker.places.values()))
@@ -530,18 +506,12 @@ def test_a_worker_tells_of_an_answer_when_it_counts_and_only_then(go, until, can
 
 
 def test_what_is_sent_to_a_workflow_goes_to_the_agent_that_was_asked_before_anybody_has_looked(go):
-    agent = Agent("a")
-
-    @agent.on_task
-    async def wait(ctx: Context, what: str) -> str:
-        return str(await ctx.receive("go"))
-
     async def main():
-        async with hosted(agent) as (bus, _):
-            handle = await bus.start(wait, "x")
+        async with hosted(waiting_agent()) as (bus, _):
+            handle = await bus.start("waiter", 1)
             await handle.send("now", kind="go")
-            assert await handle.result(10) == "now"
+            assert await handle.result(10) == [1, "now"]
             (sent,) = [j.message async for j in handle.events() if j.message.message_type == "go"]
-            assert sent.receiver_id == "a"
+            assert sent.receiver_id == "waiter"
 
     go(main())
