@@ -16,6 +16,7 @@ from ..bus.broker import ANY_LOG, Broker, LogSpec
 from ..bus.clock import Clock, Source
 from ..bus.errors import BrokerUnavailable, LogTruncated, NoSuchWorkflow, UndecodableRecord, WorkflowExists
 from ..bus.message import AgentMessage, Expected
+from ..bus.partition import partition_of
 from ..bus.sender import Authorise, Position, Seal, Sender, allow, unsealed
 from ..projections.follow import Follower
 from ..projections.history import raw_of
@@ -163,9 +164,11 @@ class MessageBus(Sender):
             await known.catch_up()
             if known.workflow.verdicts.get(message.id) is Verdict.CONFLICT:
                 return await self._known(known, message, returns)
-            return Handle(self, message.id, returns, message.receiver_id, follower=known)
-        fresh = (message.correlation_id, position)
-        return Handle(self, message.id, returns, message.receiver_id, fresh=fresh, hinted=bool(message.headers))
+            return Handle(self, id, message.id, returns, message.receiver_id, follower=known)
+        return Handle(
+            self, message.correlation_id, message.id, returns, message.receiver_id, after=position.position - 1,
+            hinted=bool(message.headers),
+        )  # fmt: skip
 
     async def _known(self, follower: Follower, wanted: AgentMessage, returns: Any) -> Handle[Any]:
         """The workflow is there: it must have been started by the same call."""
@@ -180,7 +183,7 @@ class MessageBus(Sender):
                 f"workflow {follower.correlation!r} was started with {first.message_type} to {first.receiver_id!r} and "
                 "another payload: choose another id, or `attach` to it"
             )
-        return Handle(self, first.id, returns, first.receiver_id, follower=follower)
+        return Handle(self, follower.correlation, first.id, returns, first.receiver_id, follower=follower)
 
     async def send(
         self, target: Target, payload: Any = None, *, kind: str = kinds.STATUS_UPDATE, id: str | None = None,
@@ -210,7 +213,7 @@ class MessageBus(Sender):
             raise NoSuchWorkflow(f"the log holds no workflow {id!r}; `refold ps` lists those that are open")
         asked = (q for q in w.view.requests.values() if q.asked and q.to is None and q.asker is None)
         first = next(asked, None)
-        return Handle(self, first.id if first else "", returns, first.agent if first else "", follower=follower)
+        return Handle(self, id, first.id if first else "", returns, first.agent if first else "", follower=follower)
 
     def told(self, correlation: str) -> AbstractAsyncContextManager[Told]:
         """Open an event that is set when a hint about the workflow comes."""
@@ -235,36 +238,30 @@ class Handle(Generic[R]):
     """One workflow, and (where it was asked one) the request whose answer is its result."""
 
     def __init__(
-        self, bus: MessageBus, request_id: str, returns: Any, agent: str, *, follower: Follower | None = None,
-        fresh: tuple[str, Position] | None = None, hinted: bool = False,
+        self, bus: MessageBus, correlation_id: str, request_id: str, returns: Any, agent: str, *,
+        follower: Follower | None = None, after: int = 0, hinted: bool = False,
     ) -> None:  # fmt: skip
-        """Take a workflow that is followed, or (`fresh`) one that begins at that position. `hinted`: the request has
-        just been made with an address, so no look is needed before a hint comes."""
+        """`follower`: what was folded of the workflow, else it begins behind the position `after`. `hinted`: the
+        request has just been made with an address, so no look is needed before a hint comes."""
         self.bus = bus
+        self.correlation_id = correlation_id
         self.request_id = request_id
         self.returns = returns
         self.agent = agent
         self._follower = follower
-        self._fresh = fresh
+        self._after = after
         self._hinted = hinted
-
-    @property
-    def correlation_id(self) -> str:
-        """The workflow's id."""
-        return self._fresh[0] if self._fresh is not None else self.follower.correlation
 
     @property
     def follower(self) -> Follower:
         """The workflow's fold in this process, as far as somebody has looked."""
         if self._follower is None:
-            assert self._fresh is not None
-            correlation, at = self._fresh
-            self._follower = Follower(self.bus.broker, correlation, at.position - 1)
+            self._follower = Follower(self.bus.broker, self.correlation_id, self._after)
         return self._follower
 
     @property
     def _partition(self) -> int:
-        return self._fresh[1].partition if self._fresh is not None else self.follower.partition
+        return partition_of(self.correlation_id, self.bus.broker.meta.partitions)
 
     async def result(self, timeout: float | None = None) -> R:
         """Wait for the answer (`timeout` seconds, None: for ever) and return it. Raises as `MessageBus.request`.
@@ -373,8 +370,9 @@ class Handle(Generic[R]):
         await self.bus.send_message(message)
         wanted = self.returns if returns is None and to is None else _returns(to, returns)
         asked = Handle[Any](
-            self.bus, message.id, wanted, message.receiver_id, follower=self.follower, hinted=bool(message.headers)
-        )
+            self.bus, self.correlation_id, message.id, wanted, message.receiver_id, follower=self.follower,
+            hinted=bool(message.headers),
+        )  # fmt: skip
         return await asked._wait(timeout, asked_now=True)
 
     def _message(self, kind: str, payload: Any, to: Target | None, **fields: Any) -> AgentMessage:

@@ -42,6 +42,10 @@ class Unreliable(MemoryBroker):
         self._may("read_at", positions)
         return await super().read_at(partition, positions)
 
+    async def notify(self, address, hint):
+        self._may("notify")
+        await super().notify(address, hint)
+
 
 def once(wanted: str, holds: Callable[[Any], bool] = lambda _: True) -> Callable[[str, Any], bool]:
     """Fail the first call of that name for which the condition holds. `.happened` says whether it did."""
@@ -469,5 +473,20 @@ def test_a_run_whose_branch_could_not_append_is_not_parked_but_tried_again(go, u
             await handle.send(1, kind="first")
             await handle.send(2, kind="second")
             assert await handle.result(10) == [1, 2]
+
+    go(main())
+
+
+def test_a_hint_that_cannot_be_sent_ends_no_worker(go):
+    agent = Agent("a")
+    agent.on_task(lambda n: n)
+
+    async def main():
+        broker = await unreliable(1)
+        broker.fails = once("notify")
+        async with MessageBus.open(broker) as bus, working(broker, agent):
+            assert await bus.request("a", 1, timeout=10) == 1
+            assert broker.fails.happened
+            assert await bus.request("a", 2, timeout=10) == 2
 
     go(main())
