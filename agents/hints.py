@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import msgspec
 
@@ -23,7 +23,7 @@ class Hint(NamedTuple):
 
     correlation: str
     request: str = ""
-    position: int = 0
+    position: Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)] = 0
 
 
 _encoder, _decoder = msgspec.json.Encoder(), msgspec.json.Decoder(Hint)

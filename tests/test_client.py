@@ -13,7 +13,7 @@ from jetstream_logs import BROKERS, url_of
 from refold import Agent, AgentError, AgentMessage, Context, MessageBus, RetryPolicy
 from refold.agents import client
 from refold.agents.control import cancel, redrive
-from refold.agents.hints import ADDRESS, Hint, encode
+from refold.agents.hints import ADDRESS, Hint, decode, encode
 from refold.brokers import open_broker
 from refold.brokers.memory import Log, MemoryBroker
 from refold.bus import codec, kinds
@@ -394,6 +394,13 @@ def test_who_asks_reads_the_answer_and_nothing_else_of_the_log(go):
             assert looks == ["at", "workflow", "at"]
 
     go(main())
+
+
+def test_what_is_no_hint_is_none():
+    assert decode(encode(Hint("w", "r", 7))) == Hint("w", "r", 7)
+    no_position = (b'["w","r","7"]', b'["w","r",-1]', b'["w","r",%d]' % 2**63)
+    for raw in (b"", b"w", b"\xff", b"{}", b"[]", b'["w",1,2]', *no_position):
+        assert decode(raw) is None
 
 
 @pytest.mark.parametrize("character", ["x", '"'])

@@ -100,7 +100,7 @@ async def records_are_read_by_position_ascending_and_each_once(stage: Stage) -> 
 @CASES.add("Broker.read_at")
 async def a_position_that_holds_no_record_is_a_truncated_log(stage: Stage) -> None:
     broker, _, _, mine = await _filled(stage)
-    for nothing in (0, -1, mine[-1] + 1, 10**12):
+    for nothing in (0, -1, mine[-1] + 1, 10**12, 2**63 - 1):
         with raising(LogTruncated, what=f"read_at of {nothing}"):
             await broker.read_at(0, [mine[0], nothing])
 
