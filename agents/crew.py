@@ -6,11 +6,13 @@ import asyncio
 import contextlib
 import logging
 from collections import OrderedDict
-from collections.abc import Callable, Collection, Coroutine
-from typing import TYPE_CHECKING, Any
+from collections.abc import Awaitable, Callable, Collection
+from functools import partial
+from typing import TYPE_CHECKING
 
 from ..bus.errors import Divergence, PartitionLost, PoisonMessage, TryAgain, UndecodableRecord
 from ..projections.view import Handling
+from ..projections.workflow import Workflow
 from . import outcome
 from .agent import Handler, missing_handler
 from .cohorts import LONE_DEATHS
@@ -37,27 +39,34 @@ class Crew:
         self.waiting: OrderedDict[Run, tuple[Place, RunKey]] = OrderedDict()
         self.ending: set[asyncio.Task[None]] = set()
         self.abandoned = 0
-        self.timed: dict[Run, tuple[RunHost, float]] = {}
+        self.timed: dict[Run, RunHost] = {}
         self.standstill = Standstill()
 
     def look_at_times(self) -> None:
         """End the handlers that have run for as long as they may."""
-        now = asyncio.get_running_loop().time()
-        for run, host in [(run, host) for run, (host, due) in self.timed.items() if due <= now]:
+        now = self.time()
+        for run, host in [(run, host) for run, host in self.timed.items() if host.due(run) <= now]:
             del self.timed[run]
             host.out_of_time(run)
 
+    def time(self) -> float:
+        """Return the loop's time (seconds), by which running times are measured."""
+        return self.worker.loop.time()
+
     # ---- starting ----------------------------------------------------------------------------------------------------
-    def queue(self, place: Place, key: RunKey, h: Handling) -> None:
+    def queue(self, place: Place, key: RunKey, w: Workflow, h: Handling) -> None:
         """Start the handling when a slot is free."""
         worker, round = self.worker, h.round
-        if worker.cohorts.running.get((place, key)):
+        if worker.cohorts.running and worker.cohorts.running.get((place, key)):
             worker.scheduler.take()
-            self._go(place, key, round)
+            self._begin(place, key, w, h)
+        elif worker.scheduler.take_free():
+            self._begin(place, key, w, h)
         else:
             worker.scheduler.start((place, key), h.priority, lambda: self._go(place, key, round))
 
     def _go(self, place: Place, key: RunKey, round: int) -> None:
+        """There is a slot: begin, if the handling is still to be started."""
         worker = self.worker
         w = place.find(key[0])
         h = w.view.handling(key[1], key[2]) if w is not None else None
@@ -68,25 +77,25 @@ class Crew:
             return
         assert w is not None
         assert h is not None
+        self._begin(place, key, w, h)
+
+    def _begin(self, place: Place, key: RunKey, w: Workflow, h: Handling) -> None:
+        worker = self.worker
         run = Run(host := RunHost(worker, place, key), self._handler(h), h, w, place.writer())
         place.add(key, run)
-        run.task = worker.spawn(self._carry_out(place, key, run, lambda: self._work(place, key, run, host)))
+        work = self._on_trial if worker.cohorts.running else execute
+        run.task = worker.spawn(self._carry_out(run, host, work))
 
     def _handler(self, h: Handling) -> Handler:
         agent = self.worker.agents[h.agent]
         return agent.handlers.get(h.kind) or missing_handler(agent, h.kind)
 
-    async def _work(self, place: Place, key: RunKey, run: Run, host: RunHost) -> None:
-        if not self.worker.cohorts.running or not await self._on_trial(place, key, run, host):
-            await execute(run, host)
-
-    async def _carry_out(
-        self, place: Place, key: RunKey, run: Run, work: Callable[[], Coroutine[Any, Any, None]]
-    ) -> None:
+    async def _carry_out(self, run: Run, host: RunHost, work: Callable[[Run, RunHost], Awaitable[None]]) -> None:
         """Run it to its end, whatever that is."""
+        place, key = host.place, host.key
         wait = 0.0
         try:
-            await work()
+            await work(run, host)
         except asyncio.CancelledError:
             if not run.over:
                 raise
@@ -101,21 +110,20 @@ class Crew:
         finally:
             self._ended(place, key, run, wait)
 
-    async def _on_trial(self, place: Place, key: RunKey, run: Run, host: RunHost) -> bool:
-        """After a death each start is recorded; True if the message has killed its process too often."""
-        h, alone = run.handling(), self.worker.cohorts.running.get((place, key))
-        if h is None or alone is None:
-            return False
-        if h.lone_starts >= LONE_DEATHS:
-            error = PoisonMessage(f"its handling ended the process {h.lone_starts} times, with nothing beside it")
-            with contextlib.suppress(UndecodableRecord):  # it gives up anyway
-                await load(run, host)
-            records = outcome.ended(run, error, dead=True)
-            run.finishing, run.last_id = True, records[-1].id
-            await host.append(records)
-            return True
-        run.announce = "alone" if alone else "in a cohort"
-        return False
+    async def _on_trial(self, run: Run, host: RunHost) -> None:
+        """After a death each start is recorded; a message that has killed its process too often is not started."""
+        h, alone = run.handling(), self.worker.cohorts.running.get((host.place, host.key))
+        if h is not None and alone is not None:
+            if h.lone_starts >= LONE_DEATHS:
+                error = PoisonMessage(f"its handling ended the process {h.lone_starts} times, with nothing beside it")
+                with contextlib.suppress(UndecodableRecord):  # it gives up anyway
+                    await load(run, host)
+                records = outcome.ended(run, error, dead=True)
+                run.finishing, run.last_id = True, records[-1].id
+                await host.append(records)
+                return
+            run.announce = "alone" if alone else "in a cohort"
+        await execute(run, host)
 
     def _ended(self, place: Place, key: RunKey, run: Run, wait: float) -> None:
         """The task is over; the run itself is, when its last record is folded."""
@@ -206,7 +214,8 @@ class Crew:
         elif run.fault is not None:
             run.over, run.finishing = "abandoned", True
             records = outcome.failure(run, run.fault)
-            run.task = self.worker.spawn(self._carry_out(place, key, run, lambda: conclude(run, host, records, 0.0)))
+            end = partial(conclude, records=records, seconds=0.0)
+            run.task = self.worker.spawn(self._carry_out(run, host, end))
 
     def end_all(self, place: Place, why: str, *, let_calls_finish: bool) -> None:
         """The place has gone; `let_calls_finish`: what is in a call may finish that."""

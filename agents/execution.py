@@ -60,6 +60,8 @@ doing: ContextVar[Doing | None] = ContextVar("refold_doing", default=None)
 class RunHost:
     """What one run sees of its worker. It does not know its run: a cycle would leave each for the garbage collector."""
 
+    __slots__ = ("_since", "_stood", "_timer", "clock", "key", "max_record", "place", "source", "threads", "worker")
+
     def __init__(self, worker: Worker, place: Place, key: RunKey) -> None:
         self.worker = worker
         self.place = place
@@ -73,7 +75,8 @@ class RunHost:
 
     def workflow(self) -> Workflow:
         """Return the workflow as it is folded now."""
-        w = self.place.find(self.key[0]) or self.place.fold.recent.get(self.key[0])
+        place, correlation = self.place, self.key[0]
+        w = place.fold.live.get(correlation) or place.find(correlation) or place.fold.recent.get(correlation)
         if w is None:
             raise asyncio.CancelledError("the workflow is complete")
         return w
@@ -84,10 +87,12 @@ class RunHost:
 
     def append(self, records: Sequence[AgentMessage], *, outcome: bool = False) -> Coroutine[Any, Any, None]:
         """Append in order; as few appends as `max_append` allows."""
-        if self.place.ended and not outcome:
-            raise PartitionLost("the partition has gone to another worker")
-        fence = None if outcome else self.fence()
-        return append_records(self.worker, self.place.partition, self.key[0], records, fence)
+        place, fence = self.place, None
+        if not outcome:
+            if place.ended:
+                raise PartitionLost("the partition has gone to another worker")
+            fence = self.fence()
+        return append_records(self.worker, place.partition, self.key[0], records, fence)
 
     def fence(self) -> Fence:
         """Return whose right this run's appends claim."""
@@ -104,35 +109,45 @@ class RunHost:
     # ---- slot and running time -------------------------------------------------------------------------------------
     def started(self, run: Run) -> None:
         """The run has a slot: its running time counts."""
-        self._since = asyncio.get_running_loop().time()
-        self._stood = self.worker.crew.standstill.until(self._since)
-        self._arm(run, run.budget)
+        crew = self.worker.crew
+        self._since = now = crew.time()
+        self._stood = crew.standstill.until(now)
+        self._arm(run)
 
-    def _arm(self, run: Run, seconds: float) -> None:
-        """Call `out_of_time` then."""
-        loop = asyncio.get_running_loop()
-        if seconds > COARSE:
-            self.worker.crew.timed[run] = (self, loop.time() + seconds)
+    def _arm(self, run: Run) -> None:
+        """See to it that `out_of_time` is called when the run's budget is spent."""
+        if run.budget > COARSE:
+            self.worker.crew.timed[run] = self
         else:
-            self._timer = loop.call_later(max(seconds, 0), self.out_of_time, run)
+            loop = asyncio.get_running_loop()
+            self._timer = loop.call_at(max(self.due(run), loop.time()), self.out_of_time, run)
+
+    def due(self, run: Run) -> float:
+        """Return when the run's time is over, by the loop's clock, unless nothing can run meanwhile."""
+        return self._since + run.budget
 
     def stopped(self, run: Run) -> None:
-        """The run has no slot any more."""
+        """The run has no slot any more: what is left of its time is for when it has one again."""
+        if self.disarm(run):
+            now = self.worker.crew.time()
+            run.budget -= now - self._since - (self.worker.crew.standstill.until(now) - self._stood)
+
+    def disarm(self, run: Run) -> bool:
+        """The run's time does not count any more; False where it did not."""
         timed = self.worker.crew.timed.pop(run, None) is not None
         if self._timer is not None:
             self._timer.cancel()
             self._timer, timed = None, True
-        if timed:
-            now = asyncio.get_running_loop().time()
-            run.budget -= now - self._since - (self.worker.crew.standstill.until(now) - self._stood)
+        return timed
 
     def out_of_time(self, run: Run) -> None:
         """The handler has run for as long as it may, but for the time in which nothing could run."""
-        stood = self.worker.crew.standstill.until(asyncio.get_running_loop().time())
+        crew = self.worker.crew
+        stood = crew.standstill.until(crew.time())
         more = stood - self._stood
         if more > 0:
             self._since, self._stood = self._since + more, stood
-            self._arm(run, more)
+            self._arm(run)
         elif not run.finishing:
             run.fail(HandlerTimeout(f"the handler ran for more than {run.handler.timeout} s; see `timeout=`"))
 
@@ -176,28 +191,32 @@ async def append_records(
     worker: Worker, partition: int, correlation: str, records: Sequence[AgentMessage], fence: Fence | None
 ) -> None:
     """Append records of one workflow in order, each append within `max_append`. PartitionLost when fenced."""
-    limit = worker.broker.meta.max_append
-    batch: list[Outgoing] = []
-    size = 0
-    for r in records:
-        out = Outgoing(r.id, codec.encode(r))
-        if batch and size + len(out.value) > limit:
-            await _append(worker, Item(partition, correlation, tuple(batch)), fence)
-            batch, size = [], 0
-        batch.append(out)
-        size += len(out.value)
-    await _append(worker, Item(partition, correlation, tuple(batch)), fence)
+    broker = worker.broker
+    for outgoing in batches(records, broker.meta.max_append):
+        (result,) = await broker.append([Item(partition, correlation, outgoing)], fence)
+        if isinstance(result, Fenced):
+            worker.fenced += 1
+            raise PartitionLost("the partition has gone to another worker")
+        if isinstance(result, Duplicate) and len(outgoing) > 1:
+            for record in outgoing:  # the broker refused all of them for one: admission sorts out the rest
+                await broker.append([Item(partition, correlation, (record,))], fence)
+        assert isinstance(result, Appended | Duplicate)
 
 
-async def _append(worker: Worker, item: Item, fence: Fence | None) -> None:
-    (result,) = await worker.broker.append([item], fence)
-    if isinstance(result, Fenced):
-        worker.fenced += 1
-        raise PartitionLost("the partition has gone to another worker")
-    if isinstance(result, Duplicate) and len(item.records) > 1:
-        for record in item.records:  # the broker refused all of them for one: admission sorts out the rest
-            await worker.broker.append([item._replace(records=(record,))], fence)
-    assert isinstance(result, Appended | Duplicate)
+def batches(records: Sequence[AgentMessage], limit: int) -> list[tuple[Outgoing, ...]]:
+    """Return the records as they are appended: together, as far as so many bytes go."""
+    out = [Outgoing(r.id, codec.encode(r)) for r in records]
+    if len(out) == 1 or sum(len(record.value) for record in out) <= limit:
+        return [tuple(out)]
+    some: list[tuple[Outgoing, ...]] = []
+    size = limit
+    for record in out:
+        size += len(record.value)
+        if size > limit:
+            some.append(())
+            size = len(record.value)
+        some[-1] += (record,)
+    return some
 
 
 async def execute(run: Run, host: RunHost) -> None:
@@ -228,7 +247,7 @@ async def execute(run: Run, host: RunHost) -> None:
         records = _failed(run, _reason(run, error))
     finally:
         doing.reset(token)
-        host.stopped(run)
+        host.disarm(run)
     await conclude(run, host, records, host.clock.monotonic() - started)
 
 
@@ -297,11 +316,9 @@ async def _announce(run: Run, host: RunHost) -> None:
     await host.append([run.record(kinds.ATTEMPT_STARTED, "", None, receiver=run.agent, fact=fact)])
 
 
-async def _state(run: Run, host: RunHost) -> dict[str, Any]:
+async def _state(run: Run, host: RunHost, patches: list[Ref]) -> dict[str, Any]:
+    """Return the workflow's state at the message's place."""
     state: dict[str, Any] = {}
-    if not run.host.workflow().view.patches:
-        return state
-    patches = [ref for version, ref in run.host.workflow().view.patches if version <= run.version]
     values = await host.worker.records.read_many(host.place.partition, patches)
     for ref in patches:
         state = merge_patch(state, codec.payload(values[ref]))
@@ -310,8 +327,11 @@ async def _state(run: Run, host: RunHost) -> dict[str, Any]:
 
 async def call_handler(run: Run, host: RunHost) -> Any:
     handler = run.handler
-    state = await _state(run, host) if handler.takes_context else {}
-    payload = typed(codec.encode(run.message), handler.payload_type)
+    state: dict[str, Any] = {}
+    if handler.takes_context and (all_patches := host.workflow().view.patches):
+        state = await _state(run, host, [ref for version, ref in all_patches if version <= run.version])
+    wanted = handler.payload_type
+    payload = run.message.payload if wanted is Any else typed(codec.encode(run.message), wanted)
     if handler.is_async:
         args = (Context(run, run.message, state), payload) if handler.takes_context else (payload,)
         result = await handler.function(*args)

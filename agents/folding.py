@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections.abc import Callable, Iterator
+from functools import partial
 from itertools import chain, islice
 from typing import TYPE_CHECKING
 
@@ -14,7 +15,7 @@ from ..bus.errors import TryAgain
 from ..bus.message import Envelope
 from ..projections.checkpoint import SETTLED
 from ..projections.partition import Folded
-from ..projections.verdict import Verdict
+from ..projections.verdict import ADMITTED, Verdict
 from ..projections.view import Handling
 from ..projections.workflow import Workflow
 from .hints import ADDRESS, Hint, encode
@@ -30,17 +31,17 @@ log = logging.getLogger("refold.worker")
 async def fold_batch(worker: Worker, place: Place, records: list[Stored]) -> None:
     """Fold the records of one partition, in order, and let what they changed be worked on."""
     touched: dict[str, Workflow] = {}
-    now = worker.clock.now()
+    now, fold = worker.clock.now(), place.fold
     for stored in records:
-        if stored.position <= place.fold.position:
+        if stored.position <= fold.position:
             continue
         if len(touched) >= SETTLED and not place.active:
             settle_all(worker, place, touched)
-        r = place.fold.open_envelope(stored)
+        r = fold.open_envelope(stored)
         if r is None:
             log.warning("partition %d: undecodable bytes at %d are skipped", place.partition, stored.position)
             continue
-        for correlation in place.fold.missing(r):
+        for correlation in fold.missing(r):
             await worker.restore(place, correlation)
         folded = fold_one(worker, place, stored, r)
         place.saw(r.timestamp, now)
@@ -49,7 +50,7 @@ async def fold_batch(worker: Worker, place: Place, records: list[Stored]) -> Non
     settle_all(worker, place, touched)
     if not place.active:
         place.cool(worker.agents, worker.live_share)
-        if place.fold.position >= place.owner_position >= 0:
+        if fold.position >= place.owner_position >= 0:
             activate(worker, place)
     if worker.hints:
         await send_hints(worker)
@@ -65,7 +66,8 @@ async def send_hints(worker: Worker) -> None:
 
 def fold_one(worker: Worker, place: Place, stored: Stored, r: Envelope) -> Folded:
     """Fold one record and tell the runs of its workflow."""
-    place.touch(r.correlation_id)
+    if place.fold.entries:
+        place.touch(r.correlation_id)
     worker.records.put(place.partition, stored)
     folded = place.fold.fold(stored, r)
     worker.folded += 1
@@ -83,7 +85,7 @@ def tell(worker: Worker, place: Place, f: Folded, w: Workflow) -> None:
     """Let the runs of the workflow know what a record changed."""
     r, correlation = f.envelope, w.correlation
     runs = place.runs.get(correlation)
-    if f.verdict is Verdict.ADMITTED:
+    if f.verdict is ADMITTED:
         if r.message_type == kinds.ROLLED_BACK:
             end_all(worker, place, correlation, "rolled back")
             place.idle.pop(correlation, None)
@@ -95,16 +97,18 @@ def tell(worker: Worker, place: Place, f: Folded, w: Workflow) -> None:
             if run is not None:
                 st = run.known(path)
                 run.settled(path, f.value if st is not None and st.value == (f.position, -1) else None)
-        if isinstance(r.fact, facts.Redriven | facts.Discarded):
-            place.wakes((correlation, r.fact.agent, r.fact.message))
-    if isinstance(r.fact, facts.Delivered):
-        place.delivering.discard((correlation, r.fact.subject, r.fact.n, r.fact.cancel))
-    if r.work is not None:
-        key = (correlation, r.sender_id, r.work.message)
+    fact, work = r.fact, r.work
+    if fact is not None:
+        if f.verdict is ADMITTED and isinstance(fact, facts.Redriven | facts.Discarded):
+            place.wakes((correlation, fact.agent, fact.message))
+        if isinstance(fact, facts.Delivered):
+            place.delivering.discard((correlation, fact.subject, fact.n, fact.cancel))
+    if work is not None and (runs or worker.cohorts.active):
+        key = (correlation, r.sender_id, work.message)
         if worker.cohorts.active and r.message_type != kinds.ATTEMPT_STARTED:
             worker.passed(place, key)
         run = runs.get(key) if runs else None
-        if run is not None and (run.writer == r.work.writer or run.awaits(r.id)):
+        if run is not None and (run.writer == work.writer or run.awaits(r.id)):
             own_record(worker, place, key, run, f)
     if runs:
         end_closed(worker, place, w, list(runs.items()))
@@ -120,7 +124,7 @@ def own_record(worker: Worker, place: Place, key: RunKey, run: Run, f: Folded) -
             log.error("refold wrote a record that admission refuses: %s is %s (%s)", r.message_type, verdict, r.id)
             worker.rest(1.0, place, key)
         place.remove(key, run)
-    if r.in_reply_to is not None and verdict is Verdict.ADMITTED and (address := run.message.headers.get(ADDRESS)):
+    if r.in_reply_to is not None and verdict is ADMITTED and (address := run.message.headers.get(ADDRESS)):
         worker.hints.append((address, encode(Hint(r.correlation_id, r.in_reply_to, f.position))))
 
 
@@ -150,9 +154,7 @@ def settle(worker: Worker, place: Place, w: Workflow) -> None:
     if place.ended:
         return
     w = place.fold.live.get(w.correlation, w)
-    if place.settle(w):
-        return
-    if not place.active:
+    if place.settle(w) or not place.active:
         return
     consider(worker, place, w)
     if w.duties():
@@ -219,25 +221,25 @@ def start_cohort(worker: Worker) -> None:
 
 def consider(worker: Worker, place: Place, w: Workflow) -> None:
     """Queue the handlings of this worker's agents that may start: in log order, one at a time per agent."""
-    if not place.active or place.ended or worker.draining or not w.view.open:
+    v, correlation = w.view, w.correlation
+    if not v.open or not place.active or place.ended or worker.draining:
         return
-
-    def waits(h: Handling) -> bool:
-        run = place.run_of(w.correlation, h)
-        if run is None:
-            return place.is_idle((w.correlation, h.agent, h.message))
-        return not (run.has_slot or run.calls or run.wants_slot)
-
-    v = w.view
-    for name in list(v.agenda):
+    for name, messages in list(v.agenda.items()):
         agent = worker.agents.get(name)
         if agent is None:
             continue
-        alone = len(v.agenda[name]) == 1 and not v.holding  # nothing can be in its way
-        for h in w.agenda(name) if alone else may_run(w, name, agent.concurrency, waits):
-            key = (w.correlation, name, h.message)
-            if place.run_of(w.correlation, h) is None and not place.is_idle(key):
-                _start(worker, place, key, h)
+        alone = len(messages) == 1 and not v.holding  # nothing can be in its way
+        for h in w.agenda(name) if alone else may_run(w, name, agent.concurrency, partial(_waits, place, w)):
+            key, runs = (correlation, name, h.message), place.runs.get(correlation)
+            if (runs is None or key not in runs) and not (place.idle and place.is_idle(key)):
+                _start(worker, place, key, w, h)
+
+
+def _waits(place: Place, w: Workflow, h: Handling) -> bool:
+    run = place.run_of(w.correlation, h)
+    if run is None:
+        return place.is_idle((w.correlation, h.agent, h.message))
+    return not (run.has_slot or run.calls or run.wants_slot)
 
 
 def may_run(w: Workflow, agent: str, limit: int, waits: Callable[[Handling], bool]) -> Iterator[Handling]:
@@ -263,15 +265,15 @@ def may_run(w: Workflow, agent: str, limit: int, waits: Callable[[Handling], boo
             return
 
 
-def _start(worker: Worker, place: Place, key: RunKey, h: Handling) -> None:
-    if (place, key) in worker.cohorts.waiting or place.has_diverged(key, h.round):
+def _start(worker: Worker, place: Place, key: RunKey, w: Workflow, h: Handling) -> None:
+    waiting = worker.cohorts.waiting
+    if (waiting and (place, key) in waiting) or key in place.resting or place.has_diverged(key, h.round):
         return
-    if key in place.resting:
-        return
-    now = place.now(worker.clock.now())
-    if h.due is not None and h.due > now and not h.parked:
-        return
-    if not h.begun and h.expires is not None and h.expires <= now:
-        worker.due_at(h.expires)
-        return
-    worker.crew.queue(place, key, h)
+    if h.due is not None or (h.expires is not None and not h.begun):
+        now = place.now(worker.clock.now())
+        if h.due is not None and h.due > now and not h.parked:
+            return
+        if not h.begun and h.expires is not None and h.expires <= now:
+            worker.due_at(h.expires)
+            return
+    worker.crew.queue(place, key, w, h)

@@ -91,6 +91,12 @@ class Host(Protocol):
 class Run:
     """One run of one handling. `over` says why it was ended from outside; then nothing is appended any more."""
 
+    __slots__ = (
+        "_appending", "_failures", "_pushed", "_ready", "_waiters", "active", "agent", "announce", "appends", "asked",
+        "branches", "budget", "calls", "correlation", "expires", "fault", "finishing", "generation", "handler",
+        "has_slot", "host", "last_id", "message", "message_id", "outbox", "over", "ref", "round", "settling",
+        "stops_after_calls", "task", "tries", "unawaited", "values", "version", "wants_slot", "writer",
+    )  # fmt: skip
     message: AgentMessage
 
     def __init__(self, host: Host, handler: Handler, h: Handling, w: Workflow, writer: str) -> None:
@@ -134,7 +140,8 @@ class Run:
     # ---- what the fold says ----------------------------------------------------------------------------------------
     def handling(self) -> Handling | None:
         """Return the handling as it is folded now."""
-        return self.host.workflow().view.handling(self.agent, self.message_id)
+        by_agent = self.host.workflow().view.handlings.get(self.message_id)
+        return by_agent.get(self.agent) if by_agent is not None else None
 
     def known(self, path: str) -> Step | None:
         """Return what is recorded of a step."""
@@ -508,7 +515,8 @@ class Run:
         self, kind: str, step: str, payload: Any, *, receiver: str = "*", done: bool = False, **fields: Any
     ) -> AgentMessage:
         """Make a record of this run; its id is derived, so that every run makes the same."""
-        fields.setdefault("priority", self.message.priority)
+        if "priority" not in fields:
+            fields["priority"] = self.message.priority
         return work_record(
             self.host.workflow(), agent=self.agent, message=self.message_id, round=self.round,
             generation=self.generation, writer=self.writer, kind=kind, now=self.host.now(), step=step,

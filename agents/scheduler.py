@@ -37,6 +37,13 @@ class Scheduler:
         """The key waits to be started."""
         return key in self._start
 
+    def take_free(self) -> bool:
+        """Take a slot for what would be started at once: one is free, and nothing waits for it."""
+        if self.used >= self.slots or self._start or self._resume or self.held or self._granting:
+            return False
+        self.used += 1
+        return True
+
     def start(self, key: Hashable, priority: int, go: Callable[[], None]) -> None:
         """Call `go` when a slot is free; a key that is queued already stays where it is."""
         if key not in self._start:

@@ -122,7 +122,7 @@ class Worker:
 
         Raises GroupConflict at once where the group hosts other agents.
         """
-        self._loop = asyncio.get_running_loop()
+        self.loop = asyncio.get_running_loop()
         try:
             async with (
                 join(self),
@@ -158,7 +158,7 @@ class Worker:
     def _threads_exhausted(self) -> None:
         log.error("too many threads hang: this worker ends, others take over")
         self.exit_code = EXIT_STALLED
-        self._loop.call_soon_threadsafe(self.stop)
+        self.loop.call_soon_threadsafe(self.stop)
 
     async def _give_up(self, place: Place) -> None:
         """Another worker is to have the partition: say so, and give it up."""
@@ -316,7 +316,7 @@ class Worker:
         self._later[place, correlation] = None
         if not self._later_called:
             self._later_called = True
-            self._loop.call_soon(self._look_again)
+            self.loop.call_soon(self._look_again)
 
     def _look_again(self) -> None:
         self._later_called = False
@@ -333,7 +333,7 @@ class Worker:
 
     def consider_after(self, seconds: float, place: Place, correlation: str) -> None:
         """Look at the workflow again after that time."""
-        self._loop.call_later(seconds, self.later, place, correlation)
+        self.loop.call_later(seconds, self.later, place, correlation)
 
     def rest(self, seconds: float, place: Place, key: RunKey) -> None:
         """Start this handling no sooner than after that time; look at it then."""
@@ -343,7 +343,7 @@ class Worker:
             self.later(place, key[0])
 
         place.resting.add(key)
-        self._loop.call_later(seconds, over)
+        self.loop.call_later(seconds, over)
 
     def passed(self, place: Place, key: RunKey) -> None:
         """After a death: this message was not its cause."""
@@ -351,7 +351,7 @@ class Worker:
             self._quiet()
 
     def _quiet(self) -> None:
-        self._loop.call_soon(start_cohort, self)
+        self.loop.call_soon(start_cohort, self)
 
     async def lease_good(self, place: Place) -> None:
         """Return when more than a quarter of the lease is left. Raises PartitionLost."""
@@ -435,7 +435,7 @@ class Worker:
             while True:
                 self.sub.turned()
                 self.watchdog.beat()
-                self.crew.standstill.beat(self._loop.time())
+                self.crew.standstill.beat(self.loop.time())
                 self.crew.look_at_times()
                 await self.clock.sleep(BEAT)
 
@@ -512,11 +512,11 @@ class Worker:
         except TryAgain as error:
             again = "" if self.draining else "; it will be tried again"
             log.warning("%s could not be written: %s%s", what, error, again)
-            self._loop.call_later(1.0, self._ring)
+            self.loop.call_later(1.0, self._ring)
             return error
         except Exception as error:  # one workflow's must not be the end of all others'
             log.exception("%s failed; it will be tried again", what)
-            self._loop.call_later(1.0, self._ring)
+            self.loop.call_later(1.0, self._ring)
             return error
         return None
 

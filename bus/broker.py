@@ -29,7 +29,7 @@ RULES = 1
 
 
 # ---- values --------------------------------------------------------------------------------------------------------
-class Stored(NamedTuple):
+class Stored(Struct, frozen=True, gc=False):
     """A record as the log holds it. `time` is when the log took it (unix seconds), for reading by time only."""
 
     position: int
@@ -38,14 +38,14 @@ class Stored(NamedTuple):
     time: float
 
 
-class Outgoing(NamedTuple):
+class Outgoing(Struct, frozen=True, gc=False):
     """A record to append: its id (for brokers that refuse duplicates early) and its bytes."""
 
     id: str
     value: bytes
 
 
-class Item(NamedTuple):
+class Item(Struct, frozen=True, gc=False):
     """Records that enter one partition under one key, in order, all or none; no reader ever sees a part of them.
 
     `after`: the position of the last record of this key that the writer saw (0: none). A broker that claims
@@ -67,7 +67,7 @@ class Fence(NamedTuple):
     epoch: int
 
 
-class Appended(NamedTuple):
+class Appended(Struct, frozen=True, gc=False):
     """The records are durable (in the broker's durability class) at these positions."""
 
     positions: tuple[int, ...]

@@ -50,11 +50,11 @@ _identity = msgspec.json.Decoder(_Identity)
 def encode(message: AgentMessage) -> bytes:
     """Return a message's bytes: those it was decoded from, else one JSON object without defaults."""
     kept = message.__dict__
-    raw: bytes | None = kept.get(RAW)
-    if raw is not None:
+    if RAW in kept:
+        raw: bytes = kept[RAW]
         return raw
     raw = _encoder.encode(message)
-    unknown: dict[str, Raw] | None = kept.get(UNKNOWN)
+    unknown: dict[str, Raw] | None = kept.get(UNKNOWN) if kept else None
     if unknown:
         raw = raw[:-1] + b"," + _encoder.encode(unknown)[1:]
     return raw

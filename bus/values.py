@@ -38,6 +38,8 @@ def to_json(value: Any, path: str = "$.payload") -> Any:
     elements of a set come in the order of their canonical spelling, since its own is another one in each process.
     Raises InvalidMessage, which names the place by its JSON path.
     """
+    if is_plain(value):
+        return msgspec.to_builtins(value)
     try:
         plain = msgspec.to_builtins(value, str_keys=True, enc_hook=_convert)
     except (TypeError, ValueError, RecursionError) as error:
@@ -49,6 +51,36 @@ def to_json(value: Any, path: str = "$.payload") -> Any:
 
 
 _SCALARS = frozenset({str, int, float, bool, type(None)})
+_HARMLESS = frozenset({bool, type(None)})
+
+
+def is_plain(value: Any, depth: int = 0) -> bool:
+    """The value is made of what JSON has, and nothing of it would be converted or refused: what nearly every payload
+    is. False where that takes a closer look."""
+    kind = type(value)
+    if kind is str:
+        return bool(value.isascii())
+    if kind is dict:
+        for k in value:
+            if type(k) is not str or not k.isascii():
+                return False
+        children = value.values()
+    elif kind is list:
+        children = value
+    elif kind is int:
+        return bool(MIN_INT <= value <= MAX_INT)
+    else:
+        return kind in _HARMLESS or (kind is float and bool(math.isfinite(value)))
+    if depth >= MAX_DEPTH:
+        return False
+    for v in children:
+        kind = type(v)
+        if kind is str:
+            if not v.isascii():
+                return False
+        elif not (kind in _HARMLESS or is_plain(v, depth + 1)):
+            return False
+    return True
 
 
 def _is_uneven(value: Any) -> bool:

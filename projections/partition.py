@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from typing import NamedTuple
 
 from msgspec import Struct, field
 
@@ -17,7 +16,7 @@ from ..bus.partition import partition_of
 from .frozen import Kept, freeze, peek, thaw
 from .recent import Recent
 from .stubs import Stub, Stubs
-from .verdict import Verdict
+from .verdict import LEDGER, MISPLACED, Verdict
 from .view import Listeners
 from .workflow import NeedsHistory, Workflow
 
@@ -38,7 +37,7 @@ class Ownership(Struct, gc=False, array_like=True):
     after_death: bool = False
 
 
-class Folded(NamedTuple):
+class Folded(Struct, frozen=True, gc=False):
     """A record that was folded. `workflow` is None for a partition's own record and for a stray."""
 
     position: int
@@ -141,15 +140,16 @@ class PartitionFold:
         if not r.correlation_id:  # of the partition: no other record has none
             if stored.key is None:
                 self._own(r, position)
-            return Folded(position, r, Verdict.LEDGER, None, stored.value)
-        w = self.live.get(r.correlation_id)
-        if w is None or stored.key != r.correlation_id:
-            if self.is_stray(r) or stored.key != r.correlation_id:
+            return Folded(position, r, LEDGER, None, stored.value)
+        correlation = r.correlation_id
+        w = self.live.get(correlation)
+        if w is None or stored.key != correlation:
+            if self.is_stray(r) or stored.key != correlation:
                 self.strays[position] = None
-                return Folded(position, r, Verdict.MISPLACED, None, stored.value)
-            w = self.workflow(r.correlation_id)
+                return Folded(position, r, MISPLACED, None, stored.value)
+            w = self.workflow(correlation)
         verdict = w.admit(r, position, self.listeners)
-        self.changed.add(w.correlation)
+        self.changed.add(correlation)
         if w.view.unclaimed:
             for receiver in w.view.unclaimed:
                 self.unclaimed.setdefault(receiver, {})[w.correlation] = None
@@ -193,14 +193,15 @@ class PartitionFold:
 
     def settle(self, w: Workflow) -> bool:
         """Keep only a stub of a workflow that is complete; True if it is. Call it after a batch was folded."""
-        if w.correlation not in self.live or not w.is_complete():
+        correlation = w.correlation
+        if w.view.open or correlation not in self.live or not w.is_complete():
             return False
-        del self.live[w.correlation]
+        del self.live[correlation]
         self.recent.add(w)
         self.recent.trim(RECENT)
-        self.stubs.add(record_key(w.correlation), w.first, w.last)
-        self.gone.add(w.correlation)
-        self.changed.discard(w.correlation)
+        self.stubs.add(record_key(correlation), w.first, w.last)
+        self.gone.add(correlation)
+        self.changed.discard(correlation)
         return True
 
     def park(self, w: Workflow, *, idle: bool = True) -> None:

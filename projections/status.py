@@ -119,4 +119,6 @@ def next_due(w: Workflow, agents: Container[str] | None = None) -> float | None:
     `agents`: only what concerns one of these.
     """
     heaps = w.view.dues
+    if not heaps:
+        return None
     return min((heap[0][0] for agent, heap in heaps.items() if agents is None or agent in agents), default=None)

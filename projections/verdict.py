@@ -10,7 +10,6 @@ from ..bus.kinds import (
     ATTEMPT_STARTED,
     COMPENSATION_FAILED,
     COMPENSATION_STARTED,
-    CONTROL,
     EFFECT_FAILED,
     EFFECT_INTENDED,
     EFFECT_UNKNOWN,
@@ -34,6 +33,10 @@ class Verdict(StrEnum):
     MISPLACED = "misplaced"
 
 
+ADMITTED, DUPLICATE, STALE, LATE, VOID = Verdict.ADMITTED, Verdict.DUPLICATE, Verdict.STALE, Verdict.LATE, Verdict.VOID
+CONFLICT, INVALID, LEDGER, MISPLACED = Verdict.CONFLICT, Verdict.INVALID, Verdict.LEDGER, Verdict.MISPLACED
+"""What is asked several times of each record: to look for an enumeration's member takes as long as a call."""
+
 PROVISIONAL = frozenset(
     {EFFECT_INTENDED, EFFECT_UNKNOWN, TIMER_SET, ATTEMPT_STARTED, ATTEMPT_FAILED, COMPENSATION_STARTED}
 )
@@ -52,11 +55,6 @@ def is_foreign_answer(r: Envelope) -> bool:
 def is_outside(r: Envelope) -> bool:
     """An input of the workflow: written by nobody in it, neither control nor an answer from another workflow."""
     return r.generation is None and r.work is None and r.message_type not in ENGINE and not is_reply(r)
-
-
-def is_control(r: Envelope) -> bool:
-    """A record that changes what is open, not what was said."""
-    return r.message_type in CONTROL
 
 
 def is_final(r: Envelope) -> bool:

@@ -276,7 +276,7 @@ class View(Struct, gc=False, omit_defaults=True):
             self.agenda[h.agent] = {h.message: None}
         else:
             agenda[h.message] = None
-        if h.is_call:
+        if h.inside and h.is_call:
             self.calls.setdefault(h.agent, {})[h.message] = None
         if h.expires is not None:
             self._due(h, h.expires)
@@ -301,7 +301,7 @@ class View(Struct, gc=False, omit_defaults=True):
         del agenda[h.message]
         if not agenda:
             del self.agenda[h.agent]
-        if h.is_call:
+        if h.inside and h.is_call:
             calls = self.calls[h.agent]
             del calls[h.message]
             if not calls:

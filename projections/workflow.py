@@ -13,7 +13,20 @@ from ..bus.errors import UndecodableRecord
 from ..bus.message import Envelope
 from .handling import Entry, Handling, Key, Ref
 from .ledger import Duty, Ledger
-from .verdict import Verdict, is_control, is_final, is_foreign_answer, is_outside
+from .verdict import (
+    ADMITTED,
+    CONFLICT,
+    DUPLICATE,
+    INVALID,
+    LATE,
+    LEDGER,
+    STALE,
+    VOID,
+    Verdict,
+    is_final,
+    is_foreign_answer,
+    is_outside,
+)  # fmt: skip
 from .view import Listeners, View
 
 NOBODY: Listeners = {}
@@ -53,25 +66,26 @@ class Workflow(Struct, gc=False, omit_defaults=True):
 
         Raises NeedsHistory (and changes nothing) where a state from a checkpoint is not enough.
         """
-        verdict = judge(self, r)
-        known = r.id in self.verdicts
-        if verdict is not Verdict.ADMITTED and r.message_type in kinds.OUTCOMES and not known:
-            verdict = Verdict.LEDGER
+        verdict, id, fact = judge(self, r), r.id, r.fact
+        known = id in self.verdicts
+        admitted = verdict is ADMITTED
+        if not admitted and r.message_type in kinds.OUTCOMES and not known:
+            verdict = LEDGER
         if not self.first:
             self.first = position
         self.last = max(self.last, position)
         self.counts[verdict] = self.counts.get(verdict, 0) + 1
         if known:
             return verdict
-        self.verdicts[r.id] = verdict
-        if r.work is not None:
+        self.verdicts[id] = verdict
+        if r.work is not None and not (admitted and is_final(r)):
             self._count_attempt(r, verdict)
-        if r.fact is not None or r.to is not None or r.origin is not None:
+        if fact is not None or r.to is not None or r.origin is not None:
             self._enter(r, verdict)
-        if verdict is Verdict.ADMITTED and isinstance(r.fact, facts.RolledBack):
-            self._roll_back(r, r.fact, position, listeners)
+        if admitted and isinstance(fact, facts.RolledBack):
+            self._roll_back(r, fact, position, listeners)
         else:
-            if verdict is Verdict.ADMITTED:
+            if admitted:
                 self.view.apply(r, (position, -1), listeners)
             if self.ledger.sent or self.ledger.effects:
                 self._look_again(r, verdict)
@@ -79,14 +93,14 @@ class Workflow(Struct, gc=False, omit_defaults=True):
 
     def _count_attempt(self, r: Envelope, verdict: Verdict) -> None:
         w = r.work
-        if w is not None and verdict is not Verdict.DUPLICATE and (verdict is not Verdict.ADMITTED or not is_final(r)):
+        if w is not None and verdict is not DUPLICATE:
             key = (r.sender_id, w.message, w.round, w.step)
             self.attempts[key] = self.attempts.get(key, 0) + 1
 
     def _enter(self, r: Envelope, verdict: Verdict) -> None:
         """The ledger reads every record; one without fact, `to` and origin has nothing for it."""
         ledger, fact = self.ledger, r.fact
-        if verdict in (Verdict.ADMITTED, Verdict.LEDGER):
+        if verdict in (ADMITTED, LEDGER):
             if isinstance(fact, facts.Compensation):
                 status = ledger.compensation(r)
                 assert status is not None
@@ -94,13 +108,13 @@ class Workflow(Struct, gc=False, omit_defaults=True):
             elif isinstance(fact, facts.Delivered):
                 ledger.deliver(fact)
             elif isinstance(fact, facts.EffectIntended | facts.EffectCompleted | facts.EffectFailed):
-                in_flight = verdict is not Verdict.ADMITTED and self.view.in_flight(fact.effect)
+                in_flight = verdict is not ADMITTED and self.view.in_flight(fact.effect)
                 ledger.enter(r, len(self.verdicts), in_flight=in_flight)
-        if verdict is Verdict.ADMITTED and r.to is not None and (carrier := self._carrier(r)) is not None:
+        if verdict is ADMITTED and r.to is not None and (carrier := self._carrier(r)) is not None:
             ledger.send(r, carrier)
-        if is_foreign_answer(r) and verdict is not Verdict.DUPLICATE and r.in_reply_to is not None:
-            ledger.hear(r.in_reply_to, verdict is Verdict.LATE)
-        if verdict is Verdict.LATE and r.is_request and r.asked and r.origin is not None:
+        if is_foreign_answer(r) and verdict is not DUPLICATE and r.in_reply_to is not None:
+            ledger.hear(r.in_reply_to, verdict is LATE)
+        if verdict is LATE and r.is_request and r.asked and r.origin is not None:
             ledger.refuse_start(r)
 
     def _carrier(self, r: Envelope) -> str | None:
@@ -115,7 +129,7 @@ class Workflow(Struct, gc=False, omit_defaults=True):
     def _look_again(self, r: Envelope, verdict: Verdict) -> None:
         """Bring up to date what is owed, as far as this record may have changed it."""
         view, ledger, fact = self.view, self.ledger, r.fact
-        admitted = verdict is Verdict.ADMITTED
+        admitted = verdict is ADMITTED
         effect = getattr(fact, "effect", "")
         for key in (*view.touched, effect) if admitted else (effect,):
             if key:
@@ -136,7 +150,7 @@ class Workflow(Struct, gc=False, omit_defaults=True):
         self.closed[self.generation] = self.view.path
         self.view = new
         for fix in fixes:
-            self.verdicts[fix.id] = Verdict.ADMITTED
+            self.verdicts[fix.id] = ADMITTED
         self.generation += 1
         self.ops[fact.op_id] = None
         self.ledger.start_over(new)
@@ -181,33 +195,36 @@ class Workflow(Struct, gc=False, omit_defaults=True):
 def judge(s: Workflow, r: Envelope) -> Verdict:
     """Return the verdict of a record, given the workflow folded so far (semantics, section 3). Changes nothing."""
     v, w, g, kind, fact = s.view, r.work, r.generation, r.message_type, r.fact
-    if r.id in s.verdicts or (isinstance(fact, facts.RolledBack) and fact.op_id in s.ops):
-        return Verdict.DUPLICATE
+    if r.id in s.verdicts:
+        return DUPLICATE
+    if fact is not None:
+        if isinstance(fact, facts.RolledBack) and fact.op_id in s.ops:
+            return DUPLICATE
+        if isinstance(fact, facts.Delivered):
+            return LEDGER if s.ledger.may_deliver(fact, v) else INVALID
     if kind in kinds.COMPENSATION:
-        return Verdict.INVALID if s.ledger.compensation(r) is None else Verdict.LEDGER
-    if isinstance(fact, facts.Delivered):
-        return Verdict.LEDGER if s.ledger.may_deliver(fact, v) else Verdict.INVALID
+        return INVALID if s.ledger.compensation(r) is None else LEDGER
     if g is not None and g < s.generation:
-        return Verdict.STALE
+        return STALE
     if (g is not None and g > s.generation) or (g is None and w is not None):
-        return Verdict.INVALID
+        return INVALID
     if r.expected is not None and not _expectation_holds(s, r):
-        return Verdict.CONFLICT
+        return CONFLICT
     if r.in_reply_to is not None and v.late(r.in_reply_to):
-        return Verdict.LATE
+        return LATE
     if r.is_request and r.origin is not None and v.is_revoked(r.origin):
-        return Verdict.LATE
+        return LATE
     if w is not None:
         if w.message not in v.at:
-            return Verdict.STALE
+            return STALE
         h = v.handling(r.sender_id, w.message)
         if h is not None and (h.closed or w.round != h.round):
-            return Verdict.VOID
+            return VOID
         if h is None and (w.round or v.is_over(w.message)):
-            return Verdict.VOID
+            return VOID
         if w.step and v.taken(r):
-            return Verdict.VOID
-    return Verdict.ADMITTED if _lawful(s, r) else Verdict.INVALID
+            return VOID
+    return ADMITTED if _lawful(s, r) else INVALID
 
 
 def _expectation_holds(s: Workflow, r: Envelope) -> bool:
@@ -223,22 +240,27 @@ def _expectation_holds(s: Workflow, r: Envelope) -> bool:
 def _lawful(s: Workflow, r: Envelope) -> bool:
     """The rules of single kinds (semantics, sections 4, 6, 7)."""
     v, w, kind = s.view, r.work, r.message_type
-    if kind in kinds.PARTITION or (kind in kinds.JOURNAL and w is None):
-        return False
-    if kind == kinds.EFFECT_INTENDED and s.ledger.barrier():
-        return False
     if w is not None:
         duty = v.duty(r.sender_id, w.message)
         if r.answers is not None and (
             not (r.is_request and w.done) or r.asked or r.to is not None or duty is None or r.answers != duty.id
         ):
             return False
-        if w.done and kind != kinds.EXPIRED and duty is not None:
+        if w.done and duty is not None and kind != kinds.EXPIRED:
             answers = kind in kinds.ANSWERS and r.in_reply_to is not None and v.requests[r.in_reply_to].root == duty.id
             return answers or r.answers == duty.id
     elif r.answers is not None:
         return False
-    return not is_control(r) or _control_lawful(s, r)
+    return kind not in kinds.ENGINE or _engine_lawful(s, r)
+
+
+def _engine_lawful(s: Workflow, r: Envelope) -> bool:
+    kind = r.message_type
+    if kind in kinds.PARTITION or (kind in kinds.JOURNAL and r.work is None):
+        return False
+    if kind == kinds.EFFECT_INTENDED and s.ledger.barrier():
+        return False
+    return kind not in kinds.CONTROL or _control_lawful(s, r)
 
 
 def _control_lawful(s: Workflow, r: Envelope) -> bool:

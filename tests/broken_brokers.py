@@ -7,6 +7,8 @@ import contextlib
 import math
 from types import SimpleNamespace
 
+from msgspec.structs import replace
+
 from refold.brokers.memory import MemoryBroker, MemoryListener, MemorySubscription
 from refold.bus.broker import (
     ANY_LOG,
@@ -171,7 +173,7 @@ class KeepsItsMembersWhenItCloses(MemoryBroker):
 @breaks("each record has a position of its own and they grow in order")
 class LosesTheSecondRecordOfAnItem(MemoryBroker):
     def _append(self, item):
-        result = super()._append(item._replace(records=item.records[:1]))
+        result = super()._append(replace(item, records=item.records[:1]))
         return Appended(result.positions * len(item.records)) if isinstance(result, Appended) else result
 
 
@@ -208,7 +210,7 @@ class AppendsRecordByRecord(MemoryBroker):
         for item in items:
             positions = ()
             for record in item.records:
-                (result,) = await super().append([item._replace(records=(record,))], fence)
+                (result,) = await super().append([replace(item, records=(record,))], fence)
                 positions += result.positions
             out.append(Appended(positions))
         return out
@@ -249,7 +251,7 @@ class CountsACallAsOneAppend(MemoryBroker):
 @breaks("a partition that is not there is refused and nothing of its call is there")
 class WrapsPartitionsAround(MemoryBroker):
     async def append(self, items, fence=None):
-        return await super().append([i._replace(partition=i.partition % self.meta.partitions) for i in items], fence)
+        return await super().append([replace(i, partition=i.partition % self.meta.partitions) for i in items], fence)
 
 
 @breaks("a call that is wrong harms no other")
@@ -271,10 +273,10 @@ class IsCutInTwoByCancelling(MemoryBroker):
     async def append(self, items, fence=None):
         (item,) = items
         first, *others = item.records
-        (result,) = await super().append([item._replace(records=(first,))], fence)
+        (result,) = await super().append([replace(item, records=(first,))], fence)
         positions = result.positions
         for record in others:
-            positions += (await super().append([item._replace(records=(record,))], fence))[0].positions
+            positions += (await super().append([replace(item, records=(record,))], fence))[0].positions
         return [Appended(positions)]
 
 
@@ -298,7 +300,7 @@ class FindsTheRecordBeforeATime(MemoryBroker):
 @breaks("an append behind what its writer has not seen is a conflict and names it")
 class ClaimsToCompare(MemoryBroker):
     def _append(self, item):
-        return super()._append(item._replace(after=None))
+        return super()._append(replace(item, after=None))
 
 
 @breaks("an append behind what its writer has not seen is a conflict and names it")
@@ -332,7 +334,7 @@ class ComparesAndThenAppends(MemoryBroker):
         await asyncio.sleep(0)
         if any(i.after is not None and last > i.after for i, last in zip(items, lasts, strict=True)):
             return [Conflict(last) for last in lasts]
-        return await super().append([i._replace(after=None) for i in items], fence)
+        return await super().append([replace(i, after=None) for i in items], fence)
 
 
 @breaks("a broker that does not compare appends whatever the writer saw")

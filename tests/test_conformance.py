@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from broken_brokers import BROKEN
+from msgspec.structs import replace
 
 from refold.brokers.conformance import CASES, NotApplicable, PromiseBroken, Subject, cases_of, left_out
 from refold.brokers.memory import Log, MemoryBroker
@@ -55,7 +56,7 @@ class PlainBroker(MemoryBroker):
     def _append(self, item):
         for record in item.records:
             self.log.ids.pop((item.partition, item.key, record.id), None)
-        return super()._append(item._replace(after=None))
+        return super()._append(replace(item, after=None))
 
 
 @contextlib.contextmanager

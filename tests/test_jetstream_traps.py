@@ -19,7 +19,7 @@ from refold.brokers.jetstream.address import parse
 from refold.brokers.jetstream.connection import Link
 from refold.brokers.jetstream.frames import packed, unpacked
 from refold.brokers.jetstream.health import durability_of
-from refold.bus.broker import Appended, Assigned, Batch, Conflict, Item, LogMeta, LogSpec, Lost, Outgoing
+from refold.bus.broker import Appended, Assigned, Batch, Conflict, Item, LogMeta, LogSpec, Lost, Outgoing, Stored
 from refold.bus.errors import (
     BrokerUnavailable,
     ConfigError,
@@ -73,7 +73,7 @@ def test_the_records_of_a_message_come_out_as_they_went_in_below_its_position(va
 
 @pytest.mark.parametrize("sizes", ["", "x", "1,x", "2,2", "-1,4", "1" * 30, ",", "\u0661,2"])
 def test_a_message_whose_sizes_make_no_sense_is_a_record_as_it_is(sizes):
-    assert unpacked(3, "k", b"abc", {"Refold-Sizes": sizes}, 1.0) == [(30_000, "k", b"abc", 1.0)]
+    assert unpacked(3, "k", b"abc", {"Refold-Sizes": sizes}, 1.0) == [Stored(30_000, "k", b"abc", 1.0)]
 
 
 def test_a_url_says_all_but_what_lets_somebody_in():

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from msgspec.structs import replace
+
 from refold.bus import codec, facts, kinds
 from refold.bus.broker import Checkpoint, Stored
 from refold.bus.message import AgentMessage, Expected, Work
@@ -41,7 +43,7 @@ class Log:
 
     def again(self, position: int) -> None:
         """What is at that position comes once more."""
-        stored = self.records[position]._replace(position=self.fold.position + 1)
+        stored = replace(self.records[position], position=self.fold.position + 1)
         r = self.fold.open_envelope(stored)
         assert r is not None
         self.fold.fold(stored, r)

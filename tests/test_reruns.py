@@ -18,6 +18,7 @@ import pydantic
 import pytest
 from hosting import QUICK, hosted, records, working
 from hypothesis import HealthCheck, given, settings, strategies as st
+from msgspec.structs import replace
 from programs import Do, Performer, World, programs
 
 from refold import Agent, Context, MessageBus, Refuse, Worker
@@ -394,7 +395,7 @@ def test_of_two_outcomes_of_one_call_the_first_in_the_log_is_its_value_also_for_
                     r = codec.decode(out.value)
                     if r.message_type == "effect_completed":  # another owner's run of the same handling was faster
                         theirs = codec.encode(codec.with_changes(r, payload="theirs"))
-                        await super().append([item._replace(records=(out._replace(value=theirs),))])
+                        await super().append([replace(item, records=(replace(out, value=theirs),))])
             return await super().append(items, fence)
 
     async def main():

@@ -8,6 +8,7 @@ import math
 import time as clock
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
+from operator import attrgetter
 from typing import Any, NamedTuple
 
 from nats.aio.msg import Msg
@@ -175,7 +176,8 @@ class Reader:
         """Return records of a workflow and its partition's own, with position > after."""
         found = await asyncio.gather(*(self._of_key(partition, k, after, limit) for k in (key, None)))
         bound = min((records[-1].position for records, more in found if more), default=None)
-        merged = sorted(r for records, _ in found for r in records if bound is None or r.position <= bound)
+        within = (r for records, _ in found for r in records if bound is None or r.position <= bound)
+        merged = sorted(within, key=attrgetter("position"))
         more = bound is not None or len(merged) > limit
         return Page(merged[:limit], merged[:limit][-1].position if more else None)
 

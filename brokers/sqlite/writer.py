@@ -12,6 +12,8 @@ from concurrent.futures import ThreadPoolExecutor
 from itertools import groupby
 from typing import Any, NamedTuple, TypeVar
 
+from msgspec import Struct
+
 from ...bus.errors import BrokerUnavailable, LogFull, LogLocked, Overloaded, RefoldError
 from .connection import connect, same_file, same_process, transact, translated
 
@@ -25,7 +27,7 @@ MAX_QUEUE_JOBS = 100_000
 """What may wait to be written; beyond it the caller is told to try again."""
 
 
-class Request(NamedTuple):
+class Request(Struct, frozen=True, gc=False):
     """A job that waits for its transaction; `word` is what others are told when it is committed."""
 
     job: Job
@@ -76,21 +78,22 @@ class Writer:
         """Refuse to write when the file is no longer this one."""
         self._opened = opened
 
-    async def do(self, job: Callable[[sqlite3.Connection], T], size: int = 0, word: bytes = b"") -> T:
-        """Run a job in a transaction and return its result; durable then. A cancelled call is still carried out."""
+    def do(self, job: Callable[[sqlite3.Connection], T], size: int = 0, word: bytes = b"") -> asyncio.Future[T]:
+        """Run a job in a transaction; its result comes when it is durable. One that is cancelled is carried out all the
+        same. Raises Overloaded."""
         same_process(self._pid, self._path)
         if self._closed:
             raise BrokerUnavailable(f"{self._path} is closed")
         if self._queued > MAX_QUEUE_BYTES or len(self._queue) >= MAX_QUEUE_JOBS:
             raise Overloaded(f"{len(self._queue)} appends wait to be written to {self._path}: send more slowly")
-        self._loop = asyncio.get_running_loop()
-        done: asyncio.Future[T] = self._loop.create_future()
+        self._loop = loop = asyncio.get_running_loop()
+        done: asyncio.Future[T] = loop.create_future()
         self._queue.append(Request(job, size, word, done))
         self._queued += size
         if self._idle.is_set():
             self._idle.clear()
-            self._loop.call_soon(self._next)  # with what else is asked for in this turn of the loop
-        return await done
+            loop.call_soon(self._next)  # with what else is asked for in this turn of the loop
+        return done
 
     def _next_batch(self) -> list[Request]:
         batch: list[Request] = []

@@ -21,36 +21,36 @@ IN_THE_FOLD = [
     Mutant(
         "no dedupe: a record that comes again is judged, and folded, again",
         (
-            Edit(JUDGE, "    if r.id in s.verdicts or (isinstance", "    if (isinstance"),
-            Edit(JUDGE, "        known = r.id in self.verdicts\n", "        known = False\n"),
+            Edit(JUDGE, "    if r.id in s.verdicts:\n", "    if False:\n"),
+            Edit(JUDGE, "        known = id in self.verdicts\n", "        known = False\n"),
         ),
         ("test_invariants.py::test_delivering_any_record_again_anywhere_changes_nothing",),
     ),
     wrong(
         "generation not checked: what an overtaken run writes is admitted",
         JUDGE,
-        "    if g is not None and g < s.generation:\n        return Verdict.STALE\n",
+        "    if g is not None and g < s.generation:\n        return STALE\n",
         "",
         LATE,
     ),
     wrong(
         "expectation not checked",
         JUDGE,
-        "    if r.expected is not None and not _expectation_holds(s, r):\n        return Verdict.CONFLICT\n",
+        "    if r.expected is not None and not _expectation_holds(s, r):\n        return CONFLICT\n",
         "",
         *MODEL,
     ),
     wrong(
         "late answers are accepted",
         JUDGE,
-        "    if r.in_reply_to is not None and v.late(r.in_reply_to):\n        return Verdict.LATE\n",
+        "    if r.in_reply_to is not None and v.late(r.in_reply_to):\n        return LATE\n",
         "",
         *MODEL,
     ),
     wrong(
         "a start that was cancelled before it came starts",
         JUDGE,
-        "    if r.is_request and r.origin is not None and v.is_revoked(r.origin):\n        return Verdict.LATE\n",
+        "    if r.is_request and r.origin is not None and v.is_revoked(r.origin):\n        return LATE\n",
         "",
         *MODEL,
     ),
@@ -71,14 +71,14 @@ IN_THE_FOLD = [
     wrong(
         "VOID not checked: a step is recorded twice",
         JUDGE,
-        "        if w.step and v.taken(r):\n            return Verdict.VOID\n",
+        "        if w.step and v.taken(r):\n            return VOID\n",
         "",
         *MODEL,
     ),
     wrong(
         "a handling that owes an answer is done without one",
         JUDGE,
-        "        if w.done and kind != kinds.EXPIRED and duty is not None:\n",
+        "        if w.done and duty is not None and kind != kinds.EXPIRED:\n",
         "        if False:\n",
         *MODEL,
     ),
@@ -113,8 +113,7 @@ IN_THE_FOLD = [
     wrong(
         "the outcome of an effect that was overtaken does not reach the ledger",
         JUDGE,
-        "        if verdict is not Verdict.ADMITTED and r.message_type in kinds.OUTCOMES and not known:\n"
-        "            verdict = Verdict.LEDGER\n",
+        "        if not admitted and r.message_type in kinds.OUTCOMES and not known:\n            verdict = LEDGER\n",
         "",
         "test_raw_verbs.py::test_the_outcome_of_an_effect_that_a_rollback_overtook_is_in_the_ledger_and_not_on_the_path",
     ),
@@ -221,7 +220,7 @@ IN_THE_FOLD = [
     wrong(
         "a record under a foreign key is folded where it lies",
         PARTITION,
-        "            if self.is_stray(r) or stored.key != r.correlation_id:",
+        "            if self.is_stray(r) or stored.key != correlation:",
         "            if False:",
         "test_worker.py::test_a_record_in_the_wrong_partition_is_moved_where_it_belongs",
     ),

@@ -136,15 +136,15 @@ IN_THE_WORKER = [
     wrong(
         "the fence is not sent",
         "agents/execution.py",
-        "        fence = None if outcome else self.fence()\n",
-        "        fence = None\n",
+        "            fence = self.fence()\n",
+        "            pass\n",
         "test_ownership.py::test_all_that_a_worker_appends_but_the_outcome_of_a_call_claims_its_right",
     ),
     wrong(
         "of several records the rest is given up when one is there already",
         "agents/execution.py",
-        "    if isinstance(result, Duplicate) and len(item.records) > 1:",
-        "    if False:",
+        "        if isinstance(result, Duplicate) and len(outgoing) > 1:",
+        "        if False:",
         "test_worker.py::test_a_record_that_is_there_already_takes_none_of_those_beside_it_with_it",
     ),
     wrong(
@@ -248,7 +248,7 @@ IN_THE_WORKER = [
     wrong(
         "handlers start before all that was acknowledged is folded",
         FOLDING,
-        "        if place.fold.position >= place.owner_position >= 0:",
+        "        if fold.position >= place.owner_position >= 0:",
         "        if True:",
         "test_ownership.py::test_no_handler_starts_before_all_that_was_acknowledged_is_folded",
     ),
@@ -398,7 +398,7 @@ IN_THE_WORKER = [
     wrong(
         "a client is told of an answer that does not count",
         FOLDING,
-        "r.in_reply_to is not None and verdict is Verdict.ADMITTED and",
+        "r.in_reply_to is not None and verdict is ADMITTED and",
         "r.in_reply_to is not None and",
         "test_client.py::test_a_worker_tells_of_an_answer_when_it_counts_and_only_then",
     ),

@@ -9,6 +9,8 @@ import math
 from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from typing import Any
 
+from msgspec.structs import replace
+
 from refold.brokers.memory import MemoryBroker, MemorySubscription
 from refold.bus.broker import (
     Appended,
@@ -119,7 +121,7 @@ class Port:
         elif world.happens("append twice"):
             world.later(world.random.uniform(0.0, 30.0), lambda: world.land(items))
         elif world.happens("copy elsewhere") and items[0].key is not None:
-            item = items[0]._replace(partition=(items[0].partition + 1) % world.partitions)
+            item = replace(items[0], partition=(items[0].partition + 1) % world.partitions)
             world.later(world.random.uniform(0.0, 10.0), lambda: world.land([item]))
         if world.happens("append unknown"):
             raise BrokerUnavailable("whether it was written is unknown")
