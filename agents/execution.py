@@ -300,8 +300,8 @@ async def load(run: Run, host: RunHost) -> None:
     except UndecodableRecord:
         run.message = codec.bare(raw)
         raise
-    h = run.handling()
-    if h is None or not h.steps:
+    h = run.handling() if run.reruns else None
+    if h is None:
         return
     refs = [st.value for st in h.steps.values() if st.settled and st.value != NOWHERE]
     run.values = await worker.records.read_many(place.partition, refs)

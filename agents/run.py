@@ -94,7 +94,7 @@ class Run:
     __slots__ = (
         "_appending", "_failures", "_pushed", "_ready", "_waiters", "active", "agent", "announce", "appends", "asked",
         "branches", "budget", "calls", "correlation", "expires", "fault", "finishing", "generation", "handler",
-        "has_slot", "host", "last_id", "message", "message_id", "outbox", "over", "ref", "round", "settling",
+        "has_slot", "host", "last_id", "message", "message_id", "outbox", "over", "ref", "reruns", "round", "settling",
         "stops_after_calls", "task", "tries", "unawaited", "values", "version", "wants_slot", "writer",
     )  # fmt: skip
     message: AgentMessage
@@ -110,6 +110,7 @@ class Run:
         self.generation = w.generation
         self.round = h.round
         self.tries = h.tries
+        self.reruns = bool(h.steps)
         self.expires = None if h.begun else h.expires
         self.writer = writer
         self.over = ""

@@ -8,7 +8,8 @@ import logging
 import os
 import sqlite3
 from collections.abc import AsyncIterator, Callable, Collection, Sequence
-from typing import Literal, TypeVar
+from functools import partial
+from typing import Literal
 from urllib.parse import parse_qs, quote, unquote, urlsplit
 
 from ...bus.broker import (
@@ -41,8 +42,6 @@ from .keeper import Keeper
 from .subscription import SqliteSubscription
 from .tidy import Tidy
 from .writer import Writer
-
-T = TypeVar("T")
 
 log = logging.getLogger("refold.sqlite")
 
@@ -169,25 +168,21 @@ class SqliteBroker:
     def _begun(self, db: sqlite3.Connection) -> None:
         self._tails.begin(db)
 
-    def _committed(self, words: set[bytes]) -> None:
+    def _committed(self, words: set[bytes]) -> Callable[[], None]:
         fresh = self._tails.committed()
-        if fresh:
-            self._call(self._deliver, fresh)
         for word in words:
             self._tell(word if word != COMMIT else commit_in(fresh))
         self._tidy.look()
+        return partial(self._deliver, fresh)
 
     def _tell(self, word: bytes) -> None:
         """Tell the other processes; of this one's own commits its subscriptions get the records themselves."""
         if self._bell is not None:
             self._bell.ring(word)
         if word == MEMBERS:
-            self._call(self._heard, word)
-
-    def _call(self, function: Callable[[T], None], given: T) -> None:
-        if self._subscriptions and self._loop is not None:
-            with contextlib.suppress(RuntimeError):  # the loop is closed
-                self._loop.call_soon_threadsafe(function, given)
+            if self._subscriptions and self._loop is not None:
+                with contextlib.suppress(RuntimeError):  # the loop is closed
+                    self._loop.call_soon_threadsafe(self._heard, word)
 
     def _deliver(self, fresh: dict[int, list[Stored]]) -> None:
         for sub in self._subscriptions:

@@ -55,11 +55,13 @@ class Writer:
     """Runs jobs in transactions, in the order in which they were given. A lone job never waits for others.
 
     `begun` is called in the writer's thread before each transaction, `committed` after it with the words of its jobs.
+    What that returns is called in the loop, once the jobs' callers have their results: whoever has appended ends before
+    what it has appended is worked on, and its slot is free for that.
     """
 
     def __init__(
         self, path: str, synchronous: str, patience: float, begun: Callable[[sqlite3.Connection], None],
-        committed: Callable[[set[bytes]], None],
+        committed: Callable[[set[bytes]], Callable[[], None]],
     ) -> None:  # fmt: skip
         self._path, self._synchronous, self._patience = path, synchronous, patience
         self._begun, self._committed = begun, committed
@@ -81,14 +83,15 @@ class Writer:
     def do(self, job: Callable[[sqlite3.Connection], T], size: int = 0, word: bytes = b"") -> asyncio.Future[T]:
         """Run a job in a transaction; its result comes when it is durable. One that is cancelled is carried out all the
         same. Raises Overloaded."""
-        same_process(self._pid, self._path)
-        if self._closed:
+        if self._closed or os.getpid() != self._pid:
+            same_process(self._pid, self._path)
             raise BrokerUnavailable(f"{self._path} is closed")
-        if self._queued > MAX_QUEUE_BYTES or len(self._queue) >= MAX_QUEUE_JOBS:
-            raise Overloaded(f"{len(self._queue)} appends wait to be written to {self._path}: send more slowly")
+        queue = self._queue
+        if self._queued > MAX_QUEUE_BYTES or len(queue) >= MAX_QUEUE_JOBS:
+            raise Overloaded(f"{len(queue)} appends wait to be written to {self._path}: send more slowly")
         self._loop = loop = asyncio.get_running_loop()
         done: asyncio.Future[T] = loop.create_future()
-        self._queue.append(Request(job, size, word, done))
+        queue.append(Request(job, size, word, done))
         self._queued += size
         if self._idle.is_set():
             self._idle.clear()
@@ -113,14 +116,15 @@ class Writer:
     def _work(self, batch: list[Request]) -> None:
         """Carry out a batch, in the thread, and tell the loop."""
         results: list[Any]
+        after: list[Callable[[], None]] = []
         try:
-            results = self._commit(batch)
+            results = self._commit(batch, after)
         except BaseException as error:  # noqa: BLE001 - each caller of the batch gets it: nothing of theirs is written
             results = [Failed(error)] * len(batch)
         with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits
-            self._loop.call_soon_threadsafe(self._finished, batch, results)
+            self._loop.call_soon_threadsafe(self._finished, batch, results, after)
 
-    def _finished(self, batch: list[Request], results: list[Any]) -> None:
+    def _finished(self, batch: list[Request], results: list[Any], after: list[Callable[[], None]]) -> None:
         self._next()
         for request, result in zip(batch, results, strict=True):
             if request.done.done():  # its caller has been cancelled
@@ -129,25 +133,27 @@ class Writer:
                 request.done.set_exception(result.error)
             else:
                 request.done.set_result(result)
+        for tell in after:
+            tell()
 
-    def _commit(self, batch: list[Request]) -> list[Any]:
+    def _commit(self, batch: list[Request], after: list[Callable[[], None]]) -> list[Any]:
         """Carry out a batch; where a job of it is wrong, each alone, so that it harms no other."""
         try:
-            return self._transact(batch)
+            return self._transact(batch, after)
         except RefoldError:
             raise
         except Exception:
             if len(batch) == 1:
                 raise
-            return [self._alone(request) for request in batch]
+            return [self._alone(request, after) for request in batch]
 
-    def _alone(self, request: Request) -> Any:
+    def _alone(self, request: Request, after: list[Callable[[], None]]) -> Any:
         try:
-            return self._transact([request])[0]
+            return self._transact([request], after)[0]
         except Exception as error:  # noqa: BLE001 - its caller gets it
             return Failed(error)
 
-    def _transact(self, batch: list[Request]) -> list[Any]:
+    def _transact(self, batch: list[Request], after: list[Callable[[], None]]) -> list[Any]:
         with translated(self._path):
             if self._db is None:
                 self._db = connect(self._path, synchronous=self._synchronous)
@@ -165,7 +171,7 @@ class Writer:
         except BrokerUnavailable:  # an error of the disk: whatever the connection believes of the file is forgotten
             self._disconnect()
             raise
-        self._committed({request.word for request in batch if request.word})
+        after.append(self._committed({request.word for request in batch if request.word}))
         return results
 
     def _disconnect(self) -> None:
