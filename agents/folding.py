@@ -229,7 +229,7 @@ def consider(worker: Worker, place: Place, w: Workflow) -> None:
         if agent is None:
             continue
         alone = len(messages) == 1 and not v.holding  # nothing can be in its way
-        for h in w.agenda(name) if alone else may_run(w, name, agent.concurrency, partial(_waits, place, w)):
+        for h in list(w.agenda(name)) if alone else may_run(w, name, agent.concurrency, partial(_waits, place, w)):
             key, runs = (correlation, name, h.message), place.runs.get(correlation)
             if (runs is None or key not in runs) and not (place.idle and place.is_idle(key)):
                 _start(worker, place, key, w, h)

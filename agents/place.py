@@ -198,7 +198,7 @@ class Place:
 
     def schedule(self, w: Workflow, hosted: Container[str]) -> float | None:
         """Note when the workflow is due next for one of these agents; return it."""
-        due = next_due(w, hosted)
+        due = next_due(w, hosted) if w.view.dues else None
         if due is None:
             if self._dues:
                 self._dues.pop(w.correlation, None)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import os
 import socket
@@ -14,7 +13,7 @@ from typing import Any
 from msgspec import Struct
 
 from ..bus import facts
-from ..bus.broker import Assigned, Batch, Broker, Event, Lost, Presence, Revoked, Stored
+from ..bus.broker import Assigned, Batch, Broker, Event, Lost, Presence, Revoked
 from ..bus.clock import Clock, Source
 from ..bus.errors import LogTruncated, PartitionLost, TryAgain
 from ..bus.message import AgentMessage
@@ -193,23 +192,25 @@ class Worker:
                 await self.clock.sleep(wait)
                 continue
             for event in events:
-                with contextlib.suppress(PartitionLost):
+                try:
                     await self._take(event)
+                except PartitionLost:  # what took it away has told of it
+                    continue
 
     async def _take(self, event: Event) -> None:
         if isinstance(event, Batch):
             place = self.places.get(event.partition)
             if place is not None and place.epoch == event.epoch and not place.ended:
-                await self._fold(place, event.records)
+                await fold_batch(self, place, event.records)
+                self._folded(len(event.records))
         elif isinstance(event, Assigned):
             if not self.draining and not (event.resumed and event.partition in self.places):
                 self._taking[event.partition] = self._say(self._take_over(event))
         else:
             await self._lose(event)
 
-    async def _fold(self, place: Place, records: list[Stored]) -> None:
-        await fold_batch(self, place, records)
-        self._unsaved += len(records)
+    def _folded(self, records: int) -> None:
+        self._unsaved += records
         if self._unsaved >= CHECKPOINT_RECORDS:
             self._checkpoint_bell.set()
         if self.strays:

@@ -109,7 +109,7 @@ def changes(
         else:
             fold.stale.add(key)
     gone = sorted(fold.stale - parts.keys())
-    fold.changed, fold.gone, fold.stale = set(), set(), set()
+    fold.changed, fold.gone, fold.stale, fold.written = set(), set(), set(), fold.position
     return {key: _sealed(key, part) for key, part in parts.items()}, gone
 
 

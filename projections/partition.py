@@ -64,7 +64,8 @@ class PartitionFold:
     """Folds every record of one partition, in order. The same log gives the same fold in every process.
 
     For the next checkpoint it keeps what `changed` and is `gone` since the last one, by correlation id; the keys of the
-    `segments` that are stored of large workflows; and keys that are `stale`: stored, perhaps, and to be removed.
+    `segments` that are stored of large workflows; keys that are `stale`: stored, perhaps, and to be removed; and up to
+    which position checkpoints were `written`: what began after it is in none, and need not be removed from one.
     """
 
     def __init__(self, partition: int, partitions: int) -> None:
@@ -85,6 +86,7 @@ class PartitionFold:
         self.claimed: list[str] = []
         self.changed: set[str] = set()
         self.gone: set[str] = set()
+        self.written = 0
         self.segments: dict[str, frozenset[bytes]] = {}
         self.stale: set[bytes] = set()
 
@@ -200,7 +202,8 @@ class PartitionFold:
         self.recent.add(w)
         self.recent.trim(RECENT)
         self.stubs.add(record_key(correlation), w.first, w.last)
-        self.gone.add(correlation)
+        if w.first <= self.written:
+            self.gone.add(correlation)
         self.changed.discard(correlation)
         return True
 
@@ -256,6 +259,7 @@ class PartitionFold:
         self.unclaimed = {agent: dict.fromkeys(ws) for agent, ws in shared.unclaimed.items()}
         self.undecodable = shared.undecodable
         self.position, self.last_id = position, last_id
+        self.written = position
         for entry, segments in entries:
             correlation = peek(entry).correlation
             self.entries[correlation] = entry

@@ -212,7 +212,7 @@ def judge(s: Workflow, r: Envelope) -> Verdict:
         return CONFLICT
     if r.in_reply_to is not None and v.late(r.in_reply_to):
         return LATE
-    if r.is_request and r.origin is not None and v.is_revoked(r.origin):
+    if r.origin is not None and r.is_request and v.is_revoked(r.origin):
         return LATE
     if w is not None:
         if w.message not in v.at:

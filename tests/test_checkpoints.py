@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import random
+from typing import Any
 
 import msgspec
 import pytest
 from long_talk import cut_small
 from random_log import RandomLog, whole, written
 
-from refold.bus.broker import Checkpoint
+from refold.bus import codec
+from refold.bus.broker import Checkpoint, Stored
+from refold.bus.ids import record_key
+from refold.bus.message import AgentMessage, Work
 from refold.projections import partition as partition_module, recent as recent_module
 from refold.projections.checkpoint import changes, fold_records, restore
 from refold.projections.frozen import thaw
@@ -69,3 +73,26 @@ def test_a_checkpoint_and_the_tail_equal_the_fold_from_zero(go, seed, monkeypatc
             assert verdicts.get(n, {}).items() <= w.verdicts.items()
 
     go(main())
+
+
+def test_what_began_and_ended_between_two_checkpoints_is_removed_from_none():
+    fold = PartitionFold(0, 1)
+
+    def send(id: str, workflow: str, sender: str = "ann", kind: str = "task_request", **fields: Any) -> None:
+        m = AgentMessage(id=id, sender_id=sender, receiver_id="a", message_type=kind, correlation_id=workflow, **fields)
+        stored = Stored(fold.position + 1, workflow, codec.encode(m), 0.0)
+        fold.settle(fold.fold(stored, fold.open_envelope(stored)).workflow)
+
+    def over(workflow: str) -> None:
+        work = Work(message=f"ask {workflow}", done=True)
+        send(f"done {workflow}", workflow, "a", "handled", generation=0, work=work)
+
+    send("ask open", "open")
+    first, gone = changes(fold, lambda w: True)
+    assert record_key("open") in first and gone == []
+    send("ask short", "short")
+    over("short")
+    over("open")
+    assert not fold.live
+    second, gone = changes(fold, lambda w: True)
+    assert record_key("short") not in second and gone == [record_key("open")]

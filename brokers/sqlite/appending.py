@@ -9,7 +9,7 @@ from typing import TypeVar
 
 from ...bus.broker import Appended, Conflict, Duplicate, Fence, Fenced, Item, Result, Stored
 from ...bus.errors import LogCorrupt
-from .leases import current_epoch
+from .leases import current_epochs
 from .schema import MASK, SHIFT, crc_of, id_hash, key_hash, place
 
 T = TypeVar("T")
@@ -86,7 +86,7 @@ class Commit:
     def __init__(self, db: sqlite3.Connection, appends: Sequence[Append]) -> None:
         self._db, self._appends = db, appends
         self._known = known(db, [(hash, id) for a in appends for hash, ids in a.hashes for id in ids])
-        self._epochs: dict[tuple[str, int], int | None] = {}
+        self._epochs: dict[str, dict[int, int]] = {}
         self._last: dict[tuple[int, str | None], int] = {}
         self._rows: list[Row] = []
 
@@ -98,16 +98,16 @@ class Commit:
 
     def _one(self, a: Append) -> list[Result]:
         if a.fence is not None:
-            epoch = self._epoch(a.fence)
+            epoch = self._epochs_of(a.fence.group).get(a.fence.partition)
             if epoch != a.fence.epoch:
                 return [Fenced(epoch)] * len(a.items)
         return [self._append(a, item, *hashes) for item, hashes in zip(a.items, a.hashes, strict=True)]
 
-    def _epoch(self, fence: Fence) -> int | None:
-        key = (fence.group, fence.partition)
-        if key not in self._epochs:
-            self._epochs[key] = current_epoch(self._db, *key)
-        return self._epochs[key]
+    def _epochs_of(self, group: str) -> dict[int, int]:
+        epochs = self._epochs.get(group)
+        if epochs is None:
+            epochs = self._epochs[group] = current_epochs(self._db, group)
+        return epochs
 
     def _append(self, a: Append, item: Item, hash: int, ids: list[bytes]) -> Result:
         for id in ids:

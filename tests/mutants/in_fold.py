@@ -50,7 +50,7 @@ IN_THE_FOLD = [
     wrong(
         "a start that was cancelled before it came starts",
         JUDGE,
-        "    if r.is_request and r.origin is not None and v.is_revoked(r.origin):\n        return LATE\n",
+        "    if r.origin is not None and r.is_request and v.is_revoked(r.origin):\n        return LATE\n",
         "",
         *MODEL,
     ),
