@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from operator import attrgetter
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 
 import msgspec
 
@@ -15,12 +15,16 @@ from . import codec, kinds
 from .broker import LogMeta
 from .errors import InvalidMessage, TooLarge, UndecodableRecord
 from .message import AgentMessage, Envelope, Origin, Work
-from .values import MAX_DEPTH, check_value, printable, to_json
+from .values import MAX_DEPTH, check_value, is_plain, printable, to_json
+
+T = TypeVar("T")
 
 ID = re.compile(r"[!-~]{1,128}")
+_IDS = re.compile(r"[!-~]{1,128}(?:\n[!-~]{1,128})*")
 ID_FIELDS = ("id", "sender_id", "receiver_id", "message_type", "correlation_id", "causation_id", "in_reply_to",
              "answers", "to")  # fmt: skip
-_id_fields = attrgetter(*ID_FIELDS)
+TIMES = ("timestamp", "ttl", "deadline")
+_id_fields, _times = attrgetter(*ID_FIELDS), attrgetter(*TIMES)
 _ANYTHING = LogMeta(log_id="", partitions=1)
 
 
@@ -30,9 +34,8 @@ def check(message: AgentMessage, meta: LogMeta = _ANYTHING) -> bytes:
     if codec.RAW in kept:
         return codec.encode(check_bytes(kept[codec.RAW], meta))
     check_headers(message.headers)
-    plain = to_json(message.payload)
-    if plain is not message.payload:
-        message = codec.with_changes(message, payload=plain)
+    if not is_plain(message.payload):
+        message = codec.with_changes(message, payload=to_json(message.payload))
     try:
         raw = codec.encode(message)
     except (TypeError, ValueError, RecursionError) as error:
@@ -41,7 +44,7 @@ def check(message: AgentMessage, meta: LogMeta = _ANYTHING) -> bytes:
     if message.fact is not None or codec.UNKNOWN in kept:  # what nobody has looked at yet
         check_bytes(raw, meta)
     else:
-        _decoded(raw)
+        _decoded(raw, codec.envelope if message.schema is None else codec.decode)
     check_size(raw, meta)
     return raw
 
@@ -59,9 +62,9 @@ def _unencodable(message: AgentMessage, error: Exception) -> InvalidMessage:
     return InvalidMessage(str(error), remedy="see AgentMessage for the types of its fields")
 
 
-def _decoded(raw: bytes) -> AgentMessage:
+def _decoded(raw: bytes, decode: Callable[[bytes], T]) -> T:
     try:
-        return codec.decode(raw)
+        return decode(raw)
     except UndecodableRecord as error:
         problem, _, path = str(error.__cause__).partition(" - at `")
         raise InvalidMessage(problem, path=path.rstrip("`") or "$", remedy="see AgentMessage for its fields") from error
@@ -71,6 +74,8 @@ def check_headers(headers: Any) -> None:
     """Headers are str -> str. Raises InvalidMessage."""
     if not isinstance(headers, dict):
         raise InvalidMessage(f"expected a dict, got {type(headers).__name__}", path="$.headers", remedy="str -> str")
+    if not headers:
+        return
     for name, text in headers.items():
         if not isinstance(name, str) or not isinstance(text, str):
             raise InvalidMessage(
@@ -82,20 +87,24 @@ def check_headers(headers: Any) -> None:
 
 def check_fields(r: Envelope) -> None:
     """Judge the envelope's values, where their types are right. Raises InvalidMessage."""
-    plain = r.work is None and r.origin is None
-    for value in _id_fields(r):
-        if value is not None and not (isinstance(value, str) and ID.fullmatch(value)):
-            plain = False
-    if not plain:
+    if r.work is not None or r.origin is not None or not _are_ids([v for v in _id_fields(r) if v is not None]):
         _check_ids(r)
-    for name in ("timestamp", "ttl", "deadline"):
-        number = getattr(r, name)
-        if isinstance(number, float) and not math.isfinite(number):
+    for name, number in zip(TIMES, _times(r), strict=True):
+        if number is not None and isinstance(number, float) and not math.isfinite(number):
             raise InvalidMessage(f"{number} is not finite", path=f"$.{name}", remedy="give seconds as a number")
     if isinstance(r.ttl, float | int) and r.ttl < 0:
         raise InvalidMessage(f"{r.ttl} is negative", path="$.ttl", remedy="give the seconds that it may wait")
     if isinstance(r.priority, int) and not 0 <= r.priority <= 9:
         raise InvalidMessage(f"{r.priority} is not within 0..9", path="$.priority", remedy="9 is most urgent")
+
+
+def _are_ids(values: list[Any]) -> bool:
+    """All are ids, as nearly always: in one look."""
+    try:
+        text = "\n".join(values)
+    except TypeError:
+        return False
+    return _IDS.fullmatch(text) is not None and text.count("\n") == len(values) - 1
 
 
 def _check_ids(r: Envelope) -> None:
@@ -139,6 +148,8 @@ def check_outside(message: AgentMessage) -> None:
             f"{message.message_type!r} is a kind that refold keeps for itself", path="$.message_type",
             remedy="use one of MessageType, or a kind of your own; control verbs have their own calls",
         )  # fmt: skip
+    if message.generation is None and message.work is None and message.fact is None and message.origin is None:
+        return
     for name in ("generation", "work", "fact", "origin"):
         if getattr(message, name) is not None:
             raise InvalidMessage(
@@ -156,7 +167,7 @@ def check_bytes(raw: bytes, meta: LogMeta = _ANYTHING) -> AgentMessage:
     check_size(raw, meta)
     if not isinstance(parse(raw, "$", -1), dict):
         raise InvalidMessage("expected an object", remedy="send one JSON object")
-    message = _decoded(raw)
+    message = _decoded(raw, codec.decode)
     check_fields(message)
     return message
 

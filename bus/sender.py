@@ -75,8 +75,9 @@ class Sender:
             sealed = self._seal(message)
             if sealed is not message:
                 raw = rules.check(sealed, meta)
-            partition = partition_of(message.correlation_id, meta.partitions)
-            items.append(Item(partition, message.correlation_id, (Outgoing(message.id, raw),)))
+            correlation = message.correlation_id
+            partition = partition_of(correlation, meta.partitions)
+            items.append(Item(partition, correlation, (Outgoing(message.id, raw),)))
         results = await self.broker.append(items)
         out = []
         for item, result in zip(items, results, strict=True):

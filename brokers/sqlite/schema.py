@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import re
 import sqlite3
 from collections.abc import Iterable
@@ -63,8 +62,10 @@ def key_hash(partition: int, key: str | None) -> int:
         return partition
     digest = int.from_bytes(blake2b(key.encode(), digest_size=8).digest(), "big", signed=True)
     if len(key) == 36 and key[14] == "7":
-        with contextlib.suppress(ValueError):
+        try:
             return (int(key[:8] + key[9:13], 16) & MILLISECONDS) << 22 | digest & 0x3FFFFF
+        except ValueError:
+            return digest
     return digest
 
 
