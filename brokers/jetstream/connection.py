@@ -7,7 +7,6 @@ import contextlib
 import logging
 import re
 import time
-from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from typing import Any, TypeVar
 
@@ -19,12 +18,12 @@ from nats.errors import Error as NatsError
 from ...bus.errors import BrokerUnavailable, ConfigError, LogFull
 from .address import Address
 from .isolation import STUCK, Isolation
+from .questions import ANSWER, Questions
 
 log = logging.getLogger("refold.nats")
 
 CONNECT = 5.0
-ANSWER = 5.0
-"""Seconds to wait for a connection, and for the answer to one request."""
+"""Seconds to wait for a connection."""
 SOON, PATIENCE = 2.0, 10.0
 """Seconds after which a question is asked again, and after which it is no more."""
 PING = 2
@@ -100,12 +99,7 @@ class Link:
         self.reconnects = 0
         self._problem = ""
         self._inbox = ""
-        self._count = 0
-        self._waiting: dict[str, asyncio.Future[Msg]] = {}
-        self._due: deque[tuple[float, asyncio.Future[Msg]]] = deque()
-        self._timer: asyncio.TimerHandle | None = None
-        self._collecting: dict[str, asyncio.Queue[Msg | Exception]] = {}
-        self._subjects: dict[str, str] = {}
+        self._questions = Questions(self._unanswered)
         self._isolation = Isolation()
         self._leaving: asyncio.Task[None] | None = None
         self._up = asyncio.Event()
@@ -147,8 +141,7 @@ class Link:
     async def close(self) -> None:
         """Let the connection go; what was published is sent first, as far as there is somebody to send it to."""
         client = self.client
-        if self._timer is not None:
-            self._timer.cancel()
+        self._questions.close()
         if self._leaving is not None:
             self._leaving.cancel()
         with contextlib.suppress(Exception):
@@ -166,24 +159,15 @@ class Link:
 
     def _forbidden(self, subject: str) -> None:
         """The servers give no answer to what a user may not ask: tell who waits for it."""
-        refused = ConfigError(
+        text = (
             f"this user of {', '.join(self.address.servers)} may not publish to {subject}: `refold broker plan URL` "
             "prints the streams and the permissions that an administrator has to make"
         )
-        for token in [t for t, asked in self._subjects.items() if asked.lower() == subject.lower()]:
-            future = self._waiting.get(token)
-            if future is not None and not future.done():
-                future.set_exception(refused)
-            if token in self._collecting:
-                self._collecting[token].put_nowait(refused)
+        self._questions.fail(lambda: ConfigError(text), subject)
 
     async def _falls(self) -> None:
         self._up.clear()
-        for future in list(self._waiting.values()):
-            if not future.done():
-                future.set_exception(BrokerUnavailable("the connection to NATS broke"))
-        for queue in list(self._collecting.values()):
-            queue.put_nowait(BrokerUnavailable("the connection to NATS broke"))
+        self._questions.fail(lambda: BrokerUnavailable("the connection to NATS broke"))
         for watcher in self.watchers:
             watcher.set()
 
@@ -229,42 +213,13 @@ class Link:
 
     # ---- questions and answers ---------------------------------------------------------------------------------------
     async def _answered(self, msg: Msg) -> None:
-        token = msg.subject.rpartition(".")[2]
-        if self._isolation.answered(self._subjects.get(token, ""), msg):
+        subject = self._questions.take(msg.subject.rpartition(".")[2], msg)
+        if self._isolation.answered(subject, msg):
             self._leave()
-        queue = self._collecting.get(token)
-        if queue is not None:
-            queue.put_nowait(msg)
-            return
-        future = self._waiting.pop(token, None)
-        if future is not None and not future.done():
-            future.set_result(msg)
-
-    def _expire(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Give up what has no answer; one timer for all, since each message on its way would need one."""
-        now = loop.time()
-        while self._due and (self._due[0][0] <= now or self._due[0][1].done()):
-            _, future = self._due.popleft()
-            if not future.done():
-                future.set_exception(BrokerUnavailable(f"no answer within {ANSWER:g} s"))
-                self._unanswered()
-        self._timer = loop.call_at(max(self._due[0][0], now + 0.1), self._expire, loop) if self._due else None
 
     def _unanswered(self) -> None:
         if self._isolation.silent():
             self._leave()
-
-    def _forget(self, token: str, done: asyncio.Future[Msg]) -> None:
-        self._waiting.pop(token, None)
-        self._subjects.pop(token, None)
-        while self._due and self._due[0][1].done():  # else each answer would be kept for as long as it might have taken
-            self._due.popleft()
-        if not done.cancelled():
-            done.exception()  # nobody may be waiting any more
-
-    def _reply(self) -> str:
-        self._count += 1
-        return f"{self._count:x}"
 
     async def publish(
         self, subject: str, payload: bytes = b"", headers: Headers = None, reply: str = ""
@@ -279,20 +234,13 @@ class Link:
 
     async def ask(self, subject: str, payload: bytes = b"", headers: Headers = None) -> asyncio.Future[Msg]:
         """Send a message, and return the future of its answer: BrokerUnavailable where none came within `ANSWER`."""
-        token = self._reply()
-        loop = asyncio.get_running_loop()
-        future = self._waiting[token] = loop.create_future()
-        self._due.append((loop.time() + ANSWER, future))
-        if self._timer is None:
-            self._timer = loop.call_later(ANSWER, self._expire, loop)
-        self._subjects[token] = subject
-        future.add_done_callback(lambda done: self._forget(token, done))
+        token, answer = self._questions.ask(subject)
         try:
             await self.publish(subject, payload, headers, f"{self._inbox}.{token}")
         except BaseException:
-            future.cancel()
+            self._questions.drop(token)
             raise
-        return future
+        return answer
 
     async def request(self, subject: str, payload: bytes = b"", headers: Headers = None) -> Msg:
         """Send a message and return its answer. Raises BrokerUnavailable."""
@@ -342,14 +290,12 @@ class Link:
     @contextlib.asynccontextmanager
     async def collect(self, subject: str, body: Mapping[str, object]) -> AsyncIterator[asyncio.Queue[Msg | Exception]]:
         """Ask for several messages; an error among them is the last."""
-        token = self._reply()
-        queue = self._collecting[token] = asyncio.Queue()
-        self._subjects[token] = subject
+        token, queue = self._questions.collect(subject)
         try:
             await self.publish(subject, msgspec.json.encode(body), None, f"{self._inbox}.{token}")
             yield queue
         finally:
-            del self._collecting[token], self._subjects[token]
+            self._questions.drop(token)
 
     async def listen(self, subject: str, heard: Callable[[Msg], Awaitable[None]]) -> Any:
         """Hear what is published to a subject from now on; return what is to be unsubscribed."""

@@ -13,9 +13,10 @@ from nats.aio.msg import Msg
 
 from ...bus.errors import BrokerUnavailable, LogCorrupt
 from ..shares import Lease, Peer, View
-from .connection import ANSWER, LAST_UNAVAILABLE, WRONG_LAST, WRONG_LAST_BUSY, Link, Refused, accepted
+from .connection import LAST_UNAVAILABLE, WRONG_LAST, WRONG_LAST_BUSY, Link, Refused, accepted
 from .frames import EXPECTED, MSG_ID
 from .names import Names, key_of
+from .questions import ANSWER
 from .reading import SEQUENCE, SUBJECT, Reader
 
 T = TypeVar("T")

@@ -161,17 +161,18 @@ class Tail:
     def _record(self, msg: Msg) -> bool:
         """Take the records of a message, if it follows on the last one."""
         parts = msg.reply.split(".")
-        sequence, delivered, at = parts[5:8] if len(parts) == 9 else parts[7:10]  # with a domain and an account
+        sequence, delivered, at = map(int, parts[5:8] if len(parts) == 9 else parts[7:10])  # with a domain, an account
         self._asked -= 1
-        if self._broken or int(delivered) != self._taken + 1:
+        if self._broken or delivered != self._taken + 1:
             self._broken = True
             return False
-        self._taken += 1
-        if int(sequence) < self._sequence:
+        self._taken = delivered
+        if sequence < self._sequence:
             return False
-        self._sequence = int(sequence) + 1
-        self._appender.seen(self.partition, int(sequence))
+        self._sequence = sequence + 1
+        self._appender.seen(self.partition, sequence)
         key = key_of(msg.subject.split(".", 3)[3])
-        records = unpacked(int(sequence), key, msg.data, msg.headers, int(at) / 1e9)
-        self.buffer.extend(r for r in records if r.position >= self.next)
+        for record in unpacked(sequence, key, msg.data, msg.headers, at / 1e9):
+            if record.position >= self.next:
+                self.buffer.append(record)
         return True
