@@ -210,6 +210,7 @@ class Worker:
             await self._lose(event)
 
     def _folded(self, records: int) -> None:
+        """So many records more are folded: a checkpoint, or a delivery, may be due."""
         self._unsaved += records
         if self._unsaved >= CHECKPOINT_RECORDS:
             self._checkpoint_bell.set()
