@@ -208,6 +208,8 @@ async def invoke(call: EffectCall, key: str, in_thread: InThread) -> Any:
 
 
 async def _bounded(work: Awaitable[Any], call: EffectCall) -> Any:
+    if call.timeout is None:
+        return await work
     scope = asyncio.timeout(call.timeout)
     try:
         async with scope:

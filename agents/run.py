@@ -146,7 +146,8 @@ class Run:
 
     def known(self, path: str) -> Step | None:
         """Return what is recorded of a step."""
-        h = self.handling()
+        by_agent = self.host.workflow().view.handlings.get(self.message_id)
+        h = by_agent.get(self.agent) if by_agent is not None else None
         return h.steps.get(path) if h is not None else None
 
     def settled(self, path: str, raw: bytes | None) -> None:

@@ -131,7 +131,7 @@ class Workflow(Struct, gc=False, omit_defaults=True):
         view, ledger, fact = self.view, self.ledger, r.fact
         admitted = verdict is ADMITTED
         effect = getattr(fact, "effect", "")
-        for key in (*view.touched, effect) if admitted else (effect,):
+        for key in dict.fromkeys((*view.touched, effect)) if admitted else (effect,):  # in the order of the log
             if key:
                 ledger.weigh(key, view)
         subjects = [*view.released, r.id] if admitted else []
