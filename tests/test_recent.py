@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from hosting import opened, records, working
-from hypothesis import given, strategies as st
+from hypothesis import example, given, strategies as st
 
 from refold import Agent, AgentMessage, MessageBus
 from refold.bus import codec
@@ -25,6 +25,7 @@ def completed(name: str) -> Workflow:
     st.lists(st.tuples(st.sampled_from(["add", "get", "pop"]), st.integers(0, 40)), max_size=120),
     st.sampled_from([0, 1, OBJECTS, 30]),
 )
+@example([("pop", 0)], 30)
 def test_what_is_kept_is_what_was_used_last_and_equals_what_was_given(steps, limit):
     recent, states, wanted = Recent(), dict[str, bytes](), dict[str, None]()
     for what, n in [*(("add", n) for n in range(OBJECTS + 9)), *steps]:

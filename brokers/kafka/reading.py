@@ -46,7 +46,8 @@ class Log:
         return await self.link.offsets(self.topic, asked)
 
     async def _news(self, asked: Mapping[int, int]) -> Mapping[int, wire.Part]:
-        return await self.link.fetch_parts(self.topic, asked, part_bytes=4 * LARGE)
+        found = await self.link.fetch_parts(self.topic, asked, part_bytes=4 * LARGE)
+        return {partition: of_one_record_each(part) for partition, part in found.items()}
 
     async def bounds(self, partition: int) -> tuple[int, int]:
         """Return the first offset that is there, and the one above all that was acknowledged."""
@@ -88,7 +89,7 @@ class Log:
 
     async def _part(self, partition: int, offset: int, size: int) -> wire.Part | None:
         part = await self.link.fetch_one(self.topic, partition, offset, part_bytes=size)
-        return None if part.error else part
+        return None if part.error else of_one_record_each(part)
 
     async def at(self, partition: int, positions: Sequence[int]) -> list[Stored]:
         """Return the records at these positions, ascending. Raises LogTruncated."""
@@ -146,6 +147,11 @@ class Log:
         records = [recent.get(p) or found[p] for p in page]
         records = [r for r in records if r.key in (None, correlation_id)]  # two keys may have one hash
         return Page(records, positions[limit - 1] if len(positions) > limit else None)
+
+
+def of_one_record_each(part: wire.Part) -> wire.Part:
+    """Return the part with one record at each offset. The owner of the partition appends the others again."""
+    return part._replace(records=wire.apart(part.records)[0], twice=False) if part.twice else part
 
 
 def runs(wanted: list[int]) -> list[list[int]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 from collections import defaultdict, deque
 from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING
@@ -20,6 +21,8 @@ from .wire import Part
 
 if TYPE_CHECKING:
     from .broker import KafkaBroker
+
+log = logging.getLogger("refold.kafka")
 
 WAIT = 0.25
 """Seconds that a node holds a request for records that are not there yet. What is asked for meanwhile has another."""
@@ -190,6 +193,9 @@ class KafkaSubscription:
                 self._polls[self._loop.create_task(self._look())] = (-1, -1, {partition: -1})
             except RefoldError as error:
                 self._problem = error
+        elif part.twice:
+            offsets = {partition: self._fetched[partition]}
+            self._polls[self._loop.create_task(self._save_others(partition, part))] = (-1, -1, offsets)
         elif partition not in self._paused:  # else it is asked for again
             self._ahead.setdefault(partition, deque()).extend(stored(raw) for raw in part.records)
             self._fetched[partition] = part.next
@@ -199,6 +205,18 @@ class KafkaSubscription:
     async def _look(self) -> dict[tuple[str, int], Part]:
         await self.broker.link.rest()
         return {}
+
+    async def _save_others(self, partition: int, part: Part) -> dict[tuple[str, int], Part]:
+        """Several records have one offset, and may all be acknowledged: append those again that nobody would find
+        there, before what follows is delivered. Where that is done twice, admission ignores the second."""
+        topic, (records, others) = self.broker.names.log, wire.apart(part.records)
+        if others:
+            log.error(
+                "partition %d of %s holds %d records at offsets that others have, as a broker with a full disk leaves "
+                "them: they are appended again", partition, topic, len(others),
+            )  # fmt: skip
+            await self.broker.outbox.append(topic, partition, [(raw.key, raw.value) for raw in others])
+        return {(topic, partition): part._replace(records=records, twice=False)}
 
     async def _lost_place(self, partition: int) -> dict[tuple[str, int], Part]:
         """The log holds no such offset: it begins later, or it has been cut off."""

@@ -113,12 +113,34 @@ class Raw(NamedTuple):
 
 
 class Part(NamedTuple):
-    """What a fetch brought of one partition: records, where the next ones are, and the end of what may be read."""
+    """What a fetch brought of one partition: records, where the next ones are, and the end of what may be read.
+
+    `twice`: several of the records have the same offset, see `apart`.
+    """
 
     error: int
     end: int
     next: int
     records: list[Raw]
+    twice: bool = False
+
+
+def apart(records: list[Raw]) -> tuple[list[Raw], list[Raw]]:
+    """Return the records whose offsets grow, and those, each once, that were stored at an offset that was taken.
+
+    A broker whose disk is full may store a batch, fail to enter it into its memory-mapped index (`InternalError: a
+    fault occurred in a recent unsafe memory access operation`, seen with Kafka 4.3), and give its offsets to the next
+    batch as well; both may be acknowledged in the end. Who asks for an offset gets the first: so it is what is there.
+    """
+    first: dict[int, Raw] = {}
+    others: dict[tuple[bytes | None, bytes | None], Raw] = {}
+    newest = -1
+    for raw in records:
+        if raw.offset > newest:
+            newest, first[raw.offset] = raw.offset, raw
+        elif (known := first.get(raw.offset)) is None or (known.key, known.value) != (raw.key, raw.value):
+            others.setdefault((raw.key, raw.value), raw)
+    return list(first.values()), list(others.values())
 
 
 def nodes(client: Any) -> list[int]:
@@ -166,16 +188,16 @@ def parts_of(answer: Any, wanted: Mapping[tuple[str, int], int], isolation: int)
                 out[topic, number] = Part(error, end, start, [])
                 continue
             aborted = rest[1] if answer.API_VERSION >= 5 else rest[0]
-            records, following = _unpack(topic, number, rest[-1], aborted, start, isolation)
-            out[topic, number] = Part(OK, end, following, records)
+            records, following, twice = _unpack(topic, number, rest[-1], aborted, start, isolation)
+            out[topic, number] = Part(OK, end, following, records, twice)
     return out
 
 
 def _unpack(
     topic: str, partition: int, data: bytes | None, aborted: Any, start: int, isolation: int
-) -> tuple[list[Raw], int]:
+) -> tuple[list[Raw], int, bool]:
     if not data:
-        return [], start
+        return [], start, False
     try:
         if not isolation:
             return _unpack_all(MemoryRecords(data), start)
@@ -184,20 +206,22 @@ def _unpack(
         records = [Raw(r.offset, r.timestamp, r.key, r.value) for r in unpacked]
     except errors.CorruptRecordException as error:
         raise ValueError(f"partition {partition} of {topic}: {error}") from error
-    return records, unpacked.next_fetch_offset
+    return records, unpacked.next_fetch_offset, False
 
 
-def _unpack_all(batches: Any, start: int) -> tuple[list[Raw], int]:
+def _unpack_all(batches: Any, start: int) -> tuple[list[Raw], int, bool]:
     """Unpack whatever is there, but for the marks of transactions."""
-    out, following = list[Raw](), start
+    out, following, twice = list[Raw](), start, False
     while batches.has_next():
         batch = batches.next_batch()
         if not batch.validate_crc():
             raise ValueError(f"a batch behind offset {following - 1}")
         if not batch.is_control_batch:
-            out += [Raw(r.offset, r.timestamp, r.key, r.value) for r in batch if r.offset >= start]
+            records = [Raw(r.offset, r.timestamp, r.key, r.value) for r in batch if r.offset >= start]
+            twice = twice or bool(records and records[0].offset < following)
+            out += records
         following = max(following, batch.next_offset)
-    return out, following
+    return out, following, twice
 
 
 def produce_request(

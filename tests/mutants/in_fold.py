@@ -239,6 +239,13 @@ IN_THE_FOLD = [
         "test_checkpoints.py",
     ),
     wrong(
+        "what was stored when it was open is not removed from the next checkpoint",
+        PARTITION,
+        "        if w.first <= self.written:\n",
+        "        if False:\n",
+        "test_checkpoints.py::test_what_began_and_ended_between_two_checkpoints_is_removed_from_none",
+    ),
+    wrong(
         "a checkpoint keeps the segments of what is complete",
         "projections/checkpoint.py",
         "            fold.stale |= {key, *fold.segments.pop(correlation, ())}",

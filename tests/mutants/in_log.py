@@ -11,6 +11,7 @@ KEEPING = "brokers/keeping.py"
 LEASES = "brokers/sqlite/leases.py"
 MEMORY = "brokers/memory.py"
 PORT = "test_conformance.py::test_every_promise_of_the_port_is_kept"
+TWICE = "test_kafka_twice.py::test_of_several_records_at_one_offset_the_first_is_there_and_the_others_are_known"
 
 IN_THE_LOG = [
     wrong(
@@ -171,5 +172,19 @@ IN_THE_LOG = [
         "            same_file(self._path, self._opened)\n",
         "",
         "test_sqlite.py::test_a_file_that_was_removed_or_replaced_takes_nothing_more",
+    ),
+    wrong(
+        "of several records at one offset of Kafka the last is there",
+        "brokers/kafka/wire.py",
+        "        if raw.offset > newest:\n",
+        "        if raw.offset >= newest:\n",
+        TWICE,
+    ),
+    wrong(
+        "that Kafka has several records at one offset goes unnoticed",
+        "brokers/kafka/wire.py",
+        "            twice = twice or bool(records and records[0].offset < following)\n",
+        "",
+        TWICE,
     ),
 ]
