@@ -47,16 +47,19 @@ class JetStreamSubscription:
 
     # ---- records -----------------------------------------------------------------------------------------------------
     async def fetch(self, max_records: int = 1000, max_wait: float = 1.0) -> list[Event]:
-        until = self._loop.time() + max_wait
+        until, waited = self._loop.time() + max_wait, False
         while True:
             self._news.clear()
             out = self._take_events() or self._take_records(max_records)
             if out or self._loop.time() >= until:
-                await asyncio.sleep(0)
+                if not waited:  # others get their turn, however much there is
+                    await asyncio.sleep(0)
                 return out
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout_at(until):
-                    await self._news.wait()
+            timer, waited = self._loop.call_at(until, self._news.set), True
+            try:
+                await self._news.wait()
+            finally:
+                timer.cancel()
 
     def _take_events(self) -> list[Event]:
         events, self._events = self._events, []
@@ -70,11 +73,12 @@ class JetStreamSubscription:
         return events
 
     def _take_records(self, limit: int) -> list[Event]:
-        open_ = [p for p in self._tails if p not in self._paused]
+        told = [p for p, (tail, _) in self._tails.items() if tail.buffer or tail.problem is not None]
+        told = [p for p in told if p not in self._paused]
         out: list[Event] = []
         self._turn += 1
-        for i in range(len(open_)):
-            partition = open_[(i + self._turn) % len(open_)]
+        for i in range(len(told)):
+            partition = told[(i + self._turn) % len(told)]
             tail, _ = self._tails[partition]
             records = tail.take(limit) if limit > 0 else []
             if records:
@@ -83,7 +87,7 @@ class JetStreamSubscription:
             elif tail.problem is not None and not tail.buffer and not out:
                 self._drop_tail(partition)
                 raise tail.problem
-        if any(self._tails[p][0].buffer for p in open_):
+        if any(self._tails[p][0].buffer for p in told):
             self._news.set()
         return out
 

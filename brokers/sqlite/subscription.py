@@ -97,11 +97,11 @@ class SqliteSubscription:
             left = until - self._loop.time()
             if out or left <= 0:
                 return out
+            timer = self._loop.call_later(min(left, LOOK_AGAIN), self._look_again)
             try:
-                async with asyncio.timeout(min(left, LOOK_AGAIN)):
-                    await self._news.wait()
-            except TimeoutError:
-                self._look = True
+                await self._news.wait()
+            finally:
+                timer.cancel()
 
     def _take_events(self) -> list[Event]:
         events, self._events = self._events, []
