@@ -73,6 +73,7 @@ class JetStreamBroker:
         self._opening = asyncio.Lock()
         self._link: Link | None = None
         self._subscriptions: dict[JetStreamSubscription, asyncio.Event] = {}
+        self._listeners: dict[str, JetStreamListener] = {}
         self._closed = False
         self._pid = os.getpid()
         self.names: Names
@@ -247,7 +248,10 @@ class JetStreamBroker:
     async def notify(self, address: str, hint: bytes) -> None:
         if len(hint) > MAX_HINT:
             raise ValueError(f"a hint of {len(hint)} bytes, at most {MAX_HINT}")
-        if ADDRESS.fullmatch(address):
+        here = self._listeners.get(address)
+        if here is not None:  # nobody else hears it
+            here.keep(bytes(hint))
+        elif ADDRESS.fullmatch(address):
             with contextlib.suppress(BrokerUnavailable):
                 await self.link.publish(self.names.hint(address), hint)
 
@@ -257,8 +261,10 @@ class JetStreamBroker:
         heard = await self.link.listen(self.names.hint(listener.address), listener.hear)
         try:
             await self.link.client.flush()
+            self._listeners[listener.address] = listener
             yield listener
         finally:
+            self._listeners.pop(listener.address, None)
             with contextlib.suppress(Exception):
                 await heard.unsubscribe()
 
@@ -274,9 +280,13 @@ class JetStreamListener:
         self.hints: asyncio.Queue[bytes] = asyncio.Queue(1000)
 
     async def hear(self, msg: Msg) -> None:
+        """Take a message."""
+        self.keep(msg.data)
+
+    def keep(self, hint: bytes) -> None:
         """Keep a hint, unless nobody has read the last thousand."""
         with contextlib.suppress(asyncio.QueueFull):
-            self.hints.put_nowait(msg.data)
+            self.hints.put_nowait(hint)
 
     async def get(self) -> bytes:
         return await self.hints.get()
