@@ -29,6 +29,8 @@ class JetStreamSubscription:
         self._epochs: dict[int, int] = {}
         self._paused: set[int] = set()
         self._tails: dict[int, tuple[Tail, asyncio.Task[None]]] = {}
+        self._told: dict[int, None] = {}
+        """Partitions that may have records, or a problem."""
         self._turn = 0
 
     def tell(self, event: Event) -> None:
@@ -73,8 +75,7 @@ class JetStreamSubscription:
         return events
 
     def _take_records(self, limit: int) -> list[Event]:
-        told = [p for p, (tail, _) in self._tails.items() if tail.buffer or tail.problem is not None]
-        told = [p for p in told if p not in self._paused]
+        told = [p for p in self._told if p not in self._paused]
         out: list[Event] = []
         self._turn += 1
         for i in range(len(told)):
@@ -87,9 +88,18 @@ class JetStreamSubscription:
             elif tail.problem is not None and not tail.buffer and not out:
                 self._drop_tail(partition)
                 raise tail.problem
-        if any(self._tails[p][0].buffer for p in told):
-            self._news.set()
+            if tail.buffer:
+                self._news.set()
+            elif tail.problem is None:
+                del self._told[partition]
         return out
+
+    def _hears(self, tail: Tail) -> None:
+        """A partition has records, or a problem; unless that is another one's, which was dropped."""
+        known = self._tails.get(tail.partition)
+        if known is not None and known[0] is tail:
+            self._told[tail.partition] = None
+            self._news.set()
 
     def _forget(self, partition: int) -> None:
         self._epochs.pop(partition, None)
@@ -97,6 +107,7 @@ class JetStreamSubscription:
         self._drop_tail(partition)
 
     def _drop_tail(self, partition: int) -> None:
+        self._told.pop(partition, None)
         known = self._tails.pop(partition, None)
         if known is not None:
             known[1].cancel()
@@ -110,7 +121,7 @@ class JetStreamSubscription:
         self._drop_tail(partition)
         broker = self.broker
         tail = Tail(broker.link, broker.names, broker.appender, partition, position)
-        self._tails[partition] = (tail, self._tasks.create_task(tail.run(self._news.set)))
+        self._tails[partition] = (tail, self._tasks.create_task(tail.run(lambda: self._hears(tail))))
         self._news.set()
 
     def pause(self, partitions: Collection[int]) -> None:
