@@ -22,10 +22,6 @@ from refold.bus.broker import Assigned, Batch, Item, LogSpec, Outgoing, Stored
 THOROUGH = os.environ.get("REFOLD_SERVERS") == "thorough"
 
 
-def raw(offset: int, value: str) -> wire.Raw:
-    return wire.Raw(offset, 0, b"k", value.encode())
-
-
 def batch(offset: int, *values: str) -> bytes:
     """A batch as a broker has it that gave it this offset."""
     data = wire.batch_bytes([(b"k", value.encode()) for value in values], (1, 0), 0)

@@ -17,6 +17,7 @@ from aiokafka.protocol import admin, commit, coordination, fetch, metadata, offs
 from aiokafka.record.default_records import DefaultRecordBatchBuilder  # type: ignore[import-untyped]
 from aiokafka.record.memory_records import MemoryRecords  # type: ignore[import-untyped]
 from aiokafka.structs import TopicPartition as _Place  # type: ignore[import-untyped]
+from msgspec import Struct
 
 from ...bus.errors import ConfigError
 from .requests import ProduceRequest
@@ -103,7 +104,7 @@ async def refusal(settings: Mapping[str, Any]) -> str | None:
 Headers = list[tuple[str, bytes | None]]
 
 
-class Raw(NamedTuple):
+class Raw(Struct, frozen=True, gc=False):
     """A record as Kafka has it; `time` in milliseconds."""
 
     offset: int
