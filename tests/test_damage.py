@@ -142,10 +142,21 @@ def test_a_log_that_says_of_itself_what_was_not_written_is_refused(
         go(SqliteBroker(str(path)).ensure_log())
 
 
-def test_an_entry_of_a_checkpoint_that_was_changed_is_refused(pristine: Path, tmp_path: Path, go: Go) -> None:
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        "UPDATE entries SET v = x'00' WHERE k = CAST('padding' AS BLOB)",
+        "UPDATE entries SET v = 'text' WHERE k = CAST('padding' AS BLOB)",
+        "UPDATE entries SET k = 'text' WHERE k = CAST('padding' AS BLOB)",
+        "UPDATE entries SET crc = 'text' WHERE k = CAST('padding' AS BLOB)",
+        "UPDATE checkpoints SET position = 'text'",
+        "UPDATE checkpoints SET anchor = 'text'",
+    ],
+)
+def test_a_checkpoint_that_was_changed_is_refused(pristine: Path, tmp_path: Path, go: Go, wrong: str) -> None:
     path = copy_of(pristine, tmp_path / "log")
     with contextlib.closing(sqlite3.connect(path)) as db, db:
-        assert db.execute("UPDATE entries SET v = x'00' WHERE k = CAST('padding' AS BLOB)").rowcount
+        assert db.execute(wrong).rowcount
 
     async def load() -> None:
         async with SqliteBroker(str(path)) as broker:

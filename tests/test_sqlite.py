@@ -117,14 +117,28 @@ async def opened(path: Path, spec: LogSpec = TWO, **settings):
         yield broker
 
 
-def test_what_a_member_told_of_itself_and_was_damaged_since_is_refused_with_a_remedy(go, tmp_path):
+@pytest.mark.parametrize("wrong", ["value = x'7b2266'", "told = 'text'", "ttl = 'text'"])
+def test_what_a_member_told_of_itself_and_was_damaged_since_is_refused_with_a_remedy(go, tmp_path, wrong):
     async def main():
         async with opened(tmp_path / "log.db") as broker:
             await broker.announce(Presence(member="m", group="g"))
             with contextlib.closing(connect(str(tmp_path / "log.db"))) as db:
-                db.execute("UPDATE presences SET value = x'7b2266'")
+                db.execute(f"UPDATE presences SET {wrong}")
             with pytest.raises(LogCorrupt, match="restore it from its backup"):
                 await broker.members()
+
+    go(main())
+
+
+@pytest.mark.parametrize("wrong", ["epoch = 'text'", "partition = 'text'"])
+def test_who_owns_what_and_was_damaged_since_is_refused_with_a_remedy(go, tmp_path, wrong):
+    async def main():
+        async with opened(tmp_path / "log.db") as broker:
+            with contextlib.closing(connect(str(tmp_path / "log.db"))) as db:
+                db.execute("INSERT INTO leases VALUES ('g', 1, 1, 'me', 0)")
+                db.execute(f"UPDATE leases SET {wrong}")
+            with pytest.raises(LogCorrupt, match="restore it from its backup"):
+                await broker.append([item(0, "w", "a")], Fence("g", 0, 1))
 
     go(main())
 

@@ -45,13 +45,16 @@ def load(db: sqlite3.Connection, group: str, partition: int) -> Checkpoint | Non
     ).fetchall()
     if not rows:
         return None
+    position, anchor, *_ = rows[0]
+    if type(position) is not int or type(anchor) is not bytes:
+        raise Damaged(f"the checkpoint of partition {partition} is not what was saved")
     entries = {}
     for _, _, k, v, crc in rows:
         if k is not None:
-            if crc32(v, crc32(k)) != crc:
+            if type(k) is not bytes or type(v) is not bytes or crc32(v, crc32(k)) != crc:  # damage can change a type
                 raise Damaged(f"an entry of the checkpoint of partition {partition} is not what was saved")
             entries[k] = v
-    return Checkpoint(rows[0][0], rows[0][1], entries)
+    return Checkpoint(position, anchor, entries)
 
 
 def groups(db: sqlite3.Connection, partition: int) -> list[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sqlite3
 
 from ..shares import Lease, Peer, View, Wanted
+from .connection import Damaged
 
 
 def read(db: sqlite3.Connection, group: str) -> View:
@@ -74,7 +75,10 @@ def current_epochs(db: sqlite3.Connection, group: str) -> dict[int, int]:
     """
     sql = "SELECT group_concat(partition || ' ' || epoch) FROM leases WHERE grp=? AND NOT released"
     (text,) = db.execute(sql, (group,)).fetchone()
-    return {int(p): int(epoch) for p, epoch in (pair.split() for pair in (text or "").split(",") if pair)}
+    try:
+        return {int(p): int(epoch) for p, epoch in (pair.split() for pair in (text or "").split(",") if pair)}
+    except ValueError as error:
+        raise Damaged(f"who owns what is not what was written: {error}") from error
 
 
 def current_epoch(db: sqlite3.Connection, group: str, partition: int) -> int | None:

@@ -34,9 +34,10 @@ def read(db: sqlite3.Connection, group: str | None, gone: bool, now: float) -> l
     for value, told, ttl in rows:
         try:
             presence = msgspec.json.decode(value, type=Presence)
-        except msgspec.DecodeError as error:
+            age = max(0.0, now - float(told))
+            ttl = float(ttl)
+        except (msgspec.DecodeError, TypeError, ValueError) as error:
             raise Damaged(f"what a member told of itself: {error}") from error
-        age = max(0.0, now - told)
         alive = age <= ttl and not (presence.host == host and presence.pid and not psutil.pid_exists(presence.pid))
         if alive or gone:
             out.append(Member(presence, age, alive))
