@@ -330,8 +330,7 @@ async def call_handler(run: Run, host: RunHost) -> Any:
     state: dict[str, Any] = {}
     if handler.takes_context and (all_patches := host.workflow().view.patches):
         state = await _state(run, host, [ref for version, ref in all_patches if version <= run.version])
-    wanted = handler.payload_type
-    payload = run.message.payload if wanted is Any else typed(codec.encode(run.message), wanted)
+    payload = typed(codec.encode(run.message), handler.payload_type)
     if handler.is_async:
         args = (Context(run, run.message, state), payload) if handler.takes_context else (payload,)
         result = await handler.function(*args)

@@ -121,3 +121,21 @@ def test_a_grant_that_fails_leaves_the_scheduler_working():
         slots.s.release()
     slots.start("next")
     assert (slots.went, slots.s.used) == (["next"], 1)
+
+
+def test_a_slot_is_taken_at_once_only_where_nothing_waits_for_one():
+    slots = Slots(2)
+    assert slots.s.take_free()
+    assert slots.s.take_free()
+    assert not slots.s.take_free(), "none is free"
+    slots.start("waits")
+    slots.s.release()
+    assert slots.went == ["waits"]
+    assert not slots.s.take_free()
+    slots.s.hold()
+    slots.start("later")
+    slots.s.release()
+    assert not slots.s.take_free(), "something must run alone"
+    slots.s.unhold()
+    assert slots.went == ["waits", "later"]
+    assert (slots.s.used, slots.s.queued) == (2, 0)

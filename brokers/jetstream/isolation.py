@@ -26,9 +26,6 @@ class Isolation:
 
     def answered(self, subject: str, msg: Msg) -> bool:
         """Note an answer. Return whether the server should be left."""
-        if not msg.headers and REFUSED not in msg.data and not subject.startswith(API):
-            self._since = 0.0  # as nearly always: something was stored
-            return False
         asked = subject.startswith(API)
         if asked and msg.headers and msg.data:
             return False  # a record that was got, whatever it holds

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from itertools import takewhile
 
 from msgspec import Struct
 from nats.aio.msg import Msg
@@ -34,9 +35,6 @@ class Questions:
         self._open: dict[str, Question] = {}
         self._collecting: dict[str, tuple[str, asyncio.Queue[Msg | Exception]]] = {}
         self._timer: asyncio.TimerHandle | None = None
-
-    def __len__(self) -> int:
-        return len(self._open)
 
     def ask(self, subject: str) -> tuple[str, asyncio.Future[Msg]]:
         """Return the token of a new question, and the future of its answer: BrokerUnavailable after `ANSWER`."""
@@ -92,14 +90,14 @@ class Questions:
 
     def _expire(self, loop: asyncio.AbstractEventLoop) -> None:
         now, self._timer = loop.time(), None
-        for token, asked in list(self._open.items()):
-            if asked.due > now:
-                self._timer = loop.call_at(max(asked.due, now + 0.1), self._expire, loop)
-                break
+        for token, asked in list(takewhile(lambda one: one[1].due <= now, self._open.items())):
             del self._open[token]
             if not asked.answer.done():
                 _fail(asked.answer, BrokerUnavailable(f"no answer within {ANSWER:g} s"))
                 self._silent()
+        oldest = next(iter(self._open.values()), None)
+        if oldest is not None:
+            self._timer = loop.call_at(max(oldest.due, now + 0.1), self._expire, loop)
 
 
 def _fail(answer: asyncio.Future[Msg], error: Exception) -> None:

@@ -215,7 +215,8 @@ class KafkaSubscription:
                 "partition %d of %s holds %d records at offsets that others have, as a broker with a full disk leaves "
                 "them: they are appended again", partition, topic, len(others),
             )  # fmt: skip
-            await self.broker.outbox.append(topic, partition, [(raw.key, raw.value) for raw in others])
+            for again in [self.broker.outbox.put(topic, partition, [(raw.key, raw.value)]) for raw in others]:
+                await again  # each an append of its own: together they may be larger than the topic takes
         return {(topic, partition): part._replace(records=records, twice=False)}
 
     async def _lost_place(self, partition: int) -> dict[tuple[str, int], Part]:

@@ -69,7 +69,10 @@ class Append:
 
     def __init__(self, tails: Tails, items: Sequence[Item], fence: Fence | None, now: float) -> None:
         self.tails, self.items, self.fence, self.now = tails, items, fence, now
-        self.hashes = [(key_hash(item.partition, item.key), id_hashes(item)) for item in items]
+        self.hashes = [
+            (key_hash(item.partition, item.key), [id_hash(item.partition, item.key, r.id) for r in item.records])
+            for item in items
+        ]
 
     def __call__(self, db: sqlite3.Connection) -> list[Result]:
         return self.together(db, [self])[0]
@@ -132,14 +135,6 @@ class Commit:
             fresh.append(Stored(at & MASK, item.key, value, time))
         last = self._last[key] = at & MASK
         return Appended((last,) if len(ids) == 1 else tuple(range(last - len(ids) + 1, last + 1)))
-
-
-def id_hashes(item: Item) -> list[bytes]:
-    """Return what stands for the ids of an item's records."""
-    partition, key, records = item.partition, item.key, item.records
-    if len(records) == 1:
-        return [id_hash(partition, key, records[0].id)]
-    return [id_hash(partition, key, record.id) for record in records]
 
 
 Row = tuple[int, int, bytes, float, str | None, bytes, int]
