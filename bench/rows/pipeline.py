@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+import promised as limit
 import raw as hand
 from measure import Figure, Row
 
@@ -120,6 +121,24 @@ def folding(folder: Path) -> dict[str, float]:
     return by_hand(FoldingPipeline, folder)
 
 
+def promised(folder: Path) -> dict[str, float]:
+    """A small engine by hand with refold's promises: see `bench/promised.py`."""
+
+    async def main() -> float:
+        log = limit.PromisedLog(str(folder / "raw.db"))
+        engine = limit.Promised(log, {f"stage{i}": nothing for i in range(1, hand.STAGES + 1)})
+        task = asyncio.create_task(engine.run())
+        try:
+            await flood(engine.request, 500, AT_ONCE)
+            return await flood(engine.request, WORKFLOWS, AT_ONCE)
+        finally:
+            task.cancel()
+            log.close()
+
+    rate = asyncio.run(main())
+    return {"engine": rate, "answers": rate}
+
+
 def refold(folder: Path) -> dict[str, float]:
     """Engine: a workflow is over when its last stage has ended. Answers: a client waits for each answer."""
     return asyncio.run(refold_at(f"sqlite:///{folder}/refold.db", lambda: 500, lambda: WORKFLOWS))
@@ -156,7 +175,8 @@ ROW = Row(
         Figure("engine", "", "workflows/s", "ratio >= 0.7"),
         Figure("answers", "a client waits for each answer", "workflows/s"),
         Figure("engine", "beside the loop by hand with admission", "workflows/s", base="folding"),
+        Figure("answers", "beside a small engine by hand with the same promises", "workflows/s", base="promised"),
         Figure("engine", "against a loop in lockstep (an agent that waits stops all)", "workflows/s", base="lockstep"),
     ],
-    {"raw": raw, "folding": folding, "refold": refold, "lockstep": lockstep},
+    {"raw": raw, "folding": folding, "promised": promised, "refold": refold, "lockstep": lockstep},
 )

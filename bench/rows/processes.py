@@ -18,7 +18,7 @@ from pathlib import Path
 
 import raw as hand
 from measure import BENCH, Figure, Row
-from rows.pipeline import AT_ONCE, agents, flood, nothing
+from rows.pipeline import AT_ONCE, FoldingPipeline, agents, flood, nothing
 
 WORKFLOWS = 1500
 NAMES = [f"stage{i}" for i in range(1, hand.STAGES + 1)]
@@ -68,23 +68,40 @@ class SharedLog(hand.RawLog):
         db.executemany("INSERT INTO records(receiver, key, value) VALUES (?, ?, ?)", given)
         last: int = db.execute("SELECT last_insert_rowid()").fetchone()[0]
         db.execute("COMMIT")
-        for to in set(receivers):
+        for to in self.who_hears(set(receivers)):
             with contextlib.suppress(OSError):
                 self._bell.sendto(b"c", f"{self._folder}/{to}.sock")
         if self._receiver == "client":
             self._tidy()
         return last
 
+    def who_hears(self, receivers: set[str]) -> set[str]:
+        """Those are woken by a commit."""
+        return receivers
+
     def _read(self, after: int) -> list[tuple[int, bytes]]:
         sql = "SELECT at, value FROM records WHERE receiver = ? AND at > ? ORDER BY at LIMIT ?"
         return self._read_db.execute(sql, (self._receiver, after, hand.READ_LIMIT)).fetchall()
 
 
+class WholeLog(SharedLog):
+    """The same, read whole: who judges a record must know what came before it in its workflow, whomever it was for."""
+
+    def who_hears(self, receivers: set[str]) -> set[str]:
+        """All but the client, which only waits for answers."""
+        return {*NAMES, *receivers} - {self._receiver}
+
+    def _read(self, after: int) -> list[tuple[int, bytes]]:
+        sql = "SELECT at, value FROM records WHERE at > ? ORDER BY at LIMIT ?"
+        return self._read_db.execute(sql, (after, hand.READ_LIMIT)).fetchall()
+
+
 @contextlib.asynccontextmanager
-async def member(folder: str, receiver: str) -> AsyncIterator[hand.Pipeline]:
-    """One process of the hand-written pipeline."""
-    log = SharedLog(f"{folder}/raw.db", receiver)
-    loop = hand.Pipeline(log, {} if receiver == "client" else {receiver: nothing})
+async def member(folder: str, receiver: str, *, judges: bool = False) -> AsyncIterator[hand.Pipeline]:
+    """One process of the hand-written pipeline. With `judges` each of the five folds every record."""
+    judges = judges and receiver != "client"
+    log = (WholeLog if judges else SharedLog)(f"{folder}/raw.db", receiver)
+    loop = (FoldingPipeline if judges else hand.Pipeline)(log, {} if receiver == "client" else {receiver: nothing})
     ear = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
     ear.bind(f"{folder}/{receiver}.sock")
     ear.setblocking(False)
@@ -110,11 +127,21 @@ def wait_for(paths: list[str]) -> None:
 
 
 def raw(folder: Path) -> dict[str, float]:
-    """Five processes, the table shared."""
+    """Five processes, the table shared; each reads what is meant for it."""
+    return by_hand(folder, "raw")
+
+
+def folding(folder: Path) -> dict[str, float]:
+    """Each of the five asks refold's admission what is true, and so reads and folds every record."""
+    return by_hand(folder, "folding")
+
+
+def by_hand(folder: Path, kind: str) -> dict[str, float]:
+    """Measure a hand-written pipeline of that kind."""
 
     async def main() -> float:
         async with member(str(folder), "client") as loop:
-            with started(*([__file__, "raw", str(folder), name] for name in NAMES)):
+            with started(*([__file__, kind, str(folder), name] for name in NAMES)):
                 await asyncio.to_thread(wait_for, [f"{folder}/{name}.sock" for name in NAMES])
                 request = lambda: loop.request(str(uuid.uuid4()))
                 await flood(request, 300, AT_ONCE)
@@ -149,7 +176,7 @@ def worker(kind: str, where: str, name: str) -> None:
         return
 
     async def main() -> None:
-        async with member(where, name):
+        async with member(where, name, judges=kind == "folding"):
             await asyncio.Event().wait()
 
     asyncio.run(main())
@@ -157,8 +184,11 @@ def worker(kind: str, where: str, name: str) -> None:
 
 ROW = Row(
     "5-stage pipeline, each stage a process, 100 workflows at once",
-    [Figure("rate", "", "workflows/s", "ratio >= 0.5")],
-    {"raw": raw, "refold": refold},
+    [
+        Figure("rate", "", "workflows/s", "ratio >= 0.5"),
+        Figure("rate", "beside the five by hand with admission", "workflows/s", base="folding"),
+    ],
+    {"raw": raw, "folding": folding, "refold": refold},
 )
 
 if __name__ == "__main__":
