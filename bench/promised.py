@@ -139,7 +139,7 @@ class Promised:
 
     async def _handle(self, key: tuple[str, str, str], w: Any, h: Any, tasks: asyncio.TaskGroup) -> None:
         from refold.agents.writing import work_record
-        from refold.bus import codec, kinds, rules
+        from refold.bus import codec, kinds
 
         correlation, agent, message = key
         ask = codec.decode(self._raw.pop(message))
@@ -152,7 +152,7 @@ class Promised:
             receiver=duty.sender if last else f"stage{stage + 1}", in_reply_to=duty.id if last else None,
             answers=None if last else duty.id,
         )  # fmt: skip
-        await self.log.append(correlation, rules.check(r))
+        await self.log.append(correlation, codec.encode(r))
         self._slots += 1
         self._grant(tasks)
 

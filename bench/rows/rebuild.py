@@ -84,27 +84,36 @@ def bare(states: dict[str, dict[str, Any]]) -> Callable[[bytes], None]:
 
 def admitted(folder: Path) -> dict[str, float]:
     """The same loop, which asks admission what is true: nothing is stored, checked against damage, or shown."""
-    from refold.bus.broker import Stored
-    from refold.projections.partition import PartitionFold
-
-    folds = {p: PartitionFold(p, PARTITIONS) for p in range(PARTITIONS)}
-    states: dict[str, dict[str, Any]] = {}
-    kinds = Kinds()
+    fold = admitting(PARTITIONS)
 
     def fold_page(rows: list[tuple[int, str, bytes]]) -> None:
         for at, key, value in rows:
-            fold = folds[at >> 44]
-            stored = Stored(at & (1 << 44) - 1, key, value, 0.0)
-            r = fold.open_envelope(stored)
-            assert r is not None
-            assert not fold.missing(r)
-            folded = fold.fold(stored, r)
-            w = folded.workflow
-            if w is not None and folded.verdict == "admitted":
-                states[key] = kinds.apply(states.get(key) or kinds.start(), folded)
-                fold.settle(w)
+            fold(at >> 44, at & (1 << 44) - 1, key, value)
 
     return timed(fold_page)
+
+
+def admitting(partitions: int) -> Callable[[int, int, str, bytes], None]:
+    """Return what judges a record (its partition, position, key, bytes) and folds it if it is admitted."""
+    from refold.bus.broker import Stored
+    from refold.projections.partition import PartitionFold
+
+    folds = {p: PartitionFold(p, partitions) for p in range(partitions)}
+    states: dict[str, dict[str, Any]] = {}
+    kinds = Kinds()
+
+    def judge(partition: int, position: int, key: str, value: bytes) -> None:
+        fold, stored = folds[partition], Stored(position, key, value, 0.0)
+        r = fold.open_envelope(stored)
+        assert r is not None
+        assert not fold.missing(r)
+        folded = fold.fold(stored, r)
+        w = folded.workflow
+        if w is not None and folded.verdict == "admitted":
+            states[key] = kinds.apply(states.get(key) or kinds.start(), folded)
+            fold.settle(w)
+
+    return judge
 
 
 def refold(folder: Path) -> dict[str, float]:
