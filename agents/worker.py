@@ -6,7 +6,7 @@ import asyncio
 import logging
 import os
 import socket
-from collections import OrderedDict
+from collections import OrderedDict, defaultdict
 from collections.abc import Callable, Coroutine, Iterable, Sequence
 from typing import Any
 
@@ -17,6 +17,7 @@ from ..bus.broker import Assigned, Batch, Broker, Event, Lost, Presence, Revoked
 from ..bus.clock import Clock, Source
 from ..bus.errors import LogTruncated, PartitionLost, TryAgain
 from ..bus.message import AgentMessage
+from ..bus.outage import Outage
 from ..bus.stall import EXIT_STALLED
 from ..projections.checkpoint import read_history
 from ..projections.workflow import Workflow
@@ -114,6 +115,7 @@ class Worker:
         self._later_called = False
         self._warm: OrderedDict[tuple[Place, str], None] = OrderedDict()
         self._unsaved = 0
+        self._outages = defaultdict[str, Outage](lambda: Outage(self.clock.monotonic))
 
     # ---- life --------------------------------------------------------------------------------------------------------
     async def run(self) -> int:
@@ -505,7 +507,7 @@ class Worker:
         return await self.tried(work, what) is None
 
     async def tried(self, work: Coroutine[Any, Any, None], what: str) -> Exception | None:
-        """Do it; return and tell what it failed by."""
+        """Do it; return and tell what it failed by: less and less often, where the log stays out of reach."""
         try:
             await work
         except PartitionLost as error:
@@ -513,13 +515,15 @@ class Worker:
             return error
         except TryAgain as error:
             again = "" if self.draining else "; it will be tried again"
-            log.warning("%s could not be written: %s%s", what, error, again)
+            level = logging.WARNING if self._outages[what].is_news() else logging.DEBUG
+            log.log(level, "%s could not be written: %s%s", what, error, again)
             self.loop.call_later(1.0, self._ring)
             return error
         except Exception as error:  # one workflow's must not be the end of all others'
             log.exception("%s failed; it will be tried again", what)
             self.loop.call_later(1.0, self._ring)
             return error
+        self._outages[what].over()
         return None
 
     def _ring(self) -> None:

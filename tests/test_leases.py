@@ -13,7 +13,9 @@ import pytest
 from refold.brokers import pids, shares
 from refold.brokers.shares import Lease, Peer, Plan, View
 from refold.brokers.sqlite import leases
+from refold.brokers.sqlite.connection import translate
 from refold.brokers.sqlite.schema import TABLES
+from refold.bus.errors import LogCorrupt
 
 
 @pytest.fixture
@@ -33,6 +35,24 @@ def rows(db: sqlite3.Connection, group: str = "g") -> dict[int, Lease]:
 
 
 # ---- rows ------------------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize(
+    "damage",
+    [
+        "UPDATE members SET counter = 'many'", "UPDATE members SET token = x'00'", "UPDATE members SET wanted = 'a b'",
+        "UPDATE members SET wanted = 7.5", "UPDATE members SET started = 'noon'", "UPDATE leases SET epoch = 'last'",
+        "UPDATE leases SET owner = x'80'", "UPDATE leases SET epoch = 1.5",
+    ],
+)  # fmt: skip
+def test_damage_that_changes_what_a_row_is_made_of_is_told_as_damage(db, damage):
+    leases.write_peer(db, "g", peer("a", wanted=frozenset({1, 2})))
+    leases.claim(db, "g", "me", View({}, []), [0])
+    leases.read(db, "g")
+    db.execute(damage)
+    with pytest.raises(sqlite3.DatabaseError) as told:
+        leases.read(db, "g")
+    assert isinstance(translate(told.value, "log.db"), LogCorrupt)
+
+
 def test_a_member_is_read_as_it_was_written_and_replaced_under_its_name(db):
     known = [peer("a"), peer("b", 3, frozenset({2, 0})), peer("c", wanted=frozenset())]
     for one in known:

@@ -86,3 +86,34 @@ def test_a_worker_that_stops_waits_for_no_word_longer_than_others_wait_for_it(go
     with caplog.at_level(logging.WARNING, logger="refold.worker"):
         go(main())
     assert "the log could not be told in time who owns what: others wait for this worker's lease" in caplog.messages
+
+
+def test_an_outage_is_not_told_for_each_partition_and_a_new_one_is(go, until, caplog):
+    tried = []
+
+    async def unreachable(*_: object, **__: object) -> object:
+        tried.append(1)
+        raise BrokerUnavailable("the cable is out")
+
+    def said() -> list[str]:
+        return [r.getMessage() for r in caplog.records if "a checkpoint could not be written" in r.getMessage()]
+
+    async def main():
+        async with hosted(Agent("a"), partitions=16) as (_, worker):
+            await until(lambda: len(worker.places) == 16 and all(p.active for p in worker.places.values()))
+            works = worker.sub.save_checkpoint
+            for times in (1, 2):
+                worker.sub.save_checkpoint = unreachable
+                for place in worker.places.values():
+                    place.fold.changed.add("a workflow")
+                    place.fold.position += 1
+                    assert await worker.tried(worker.save(place), "a checkpoint") is not None
+                assert len(said()) == times
+                worker.sub.save_checkpoint = works
+                place = next(iter(worker.places.values()))
+                place.fold.changed.clear()
+                assert await worker.tried(worker.save(place), "a checkpoint") is None
+            assert len(tried) == 32
+
+    with caplog.at_level(logging.WARNING, logger="refold.worker"):
+        go(main())

@@ -4,16 +4,23 @@ from __future__ import annotations
 
 import sqlite3
 
+from msgspec import ValidationError, convert
+
 from ..shares import Lease, Peer, View, Wanted
 from .connection import Damaged
 
 
 def read(db: sqlite3.Connection, group: str) -> View:
-    """Return the rows of a group."""
-    rows = db.execute("SELECT member, token, counter, pid, started, place, wanted FROM members WHERE grp=?", (group,))
-    peers = [Peer(*row)._replace(wanted=_from_text(row[6])) for row in rows]
-    rows = db.execute("SELECT partition, epoch, owner, released FROM leases WHERE grp=?", (group,))
-    return View({row[0]: Lease(row[0], row[1], row[2], bool(row[3])) for row in rows}, peers)
+    """Return the rows of a group. Raises Damaged where a value is of another type than what is written."""
+    members = db.execute(
+        "SELECT member, token, counter, pid, started, place, wanted FROM members WHERE grp=?", (group,)
+    ).fetchall()
+    leases = db.execute("SELECT partition, epoch, owner, released FROM leases WHERE grp=?", (group,)).fetchall()
+    try:
+        peers = [convert((*row[:6], _from_text(row[6])), Peer) for row in members]
+        return View({row[0]: convert((*row[:3], bool(row[3])), Lease) for row in leases}, peers)
+    except (ValidationError, ValueError, AttributeError) as error:
+        raise Damaged(f"who is a member, or owns what, is not what was written: {error}") from error
 
 
 def _from_text(wanted: str | None) -> Wanted:
