@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import sqlite3
 import subprocess
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import msgspec
+import pytest
 from nats.aio.client import Client
 
 from refold.brokers import open_broker
@@ -154,6 +156,13 @@ Kind = Callable[[Path, int, Front | None], AbstractAsyncContextManager[Log]]
 
 class CannotPlay(Exception):
     """A fault cannot be played on this machine; the text says what is missing."""
+
+
+def left_out(error: CannotPlay) -> NoReturn:
+    """A test cannot be played here: that is a failure, unless somebody has left it out knowingly."""
+    if os.environ.get("REFOLD_WITHOUT") == "small-disks":
+        pytest.skip(f"a server's full disk is NOT tested: {error}")
+    pytest.fail(f"{error}; or leave this out knowingly: REFOLD_WITHOUT=small-disks")
 
 
 class Disk:
