@@ -14,7 +14,7 @@ from ..bus.ids import record_key
 from ..bus.message import Envelope
 from ..bus.partition import partition_of
 from .frozen import Kept, freeze, peek, thaw
-from .recent import Recent
+from .recent import SHORT, SMALL, Recent
 from .stubs import Stub, Stubs
 from .verdict import LEDGER, MISPLACED, Verdict
 from .view import Listeners
@@ -77,7 +77,7 @@ class PartitionFold:
         self.live: dict[str, Workflow] = {}
         self.entries: dict[str, bytes] = {}
         self.stubs = Stubs()
-        self.recent = Recent()
+        self.recent = Recent(self._fold_again)
         self.strays: dict[int, None] = {}
         self.unclaimed: dict[str, dict[str, None]] = {}
         self.undecodable = 0
@@ -89,6 +89,8 @@ class PartitionFold:
         self.written = 0
         self.segments: dict[str, frozenset[bytes]] = {}
         self.stale: set[bytes] = set()
+        self._records: dict[str, list[Stored]] = {}
+        """Of each workflow that began here and is short: all that it was folded from."""
 
     # ---- folding ---------------------------------------------------------------------------------------------------
     def open_envelope(self, stored: Stored) -> Envelope | None:
@@ -152,6 +154,12 @@ class PartitionFold:
             w = self.workflow(correlation)
         verdict = w.admit(r, position, self.listeners)
         self.changed.add(correlation)
+        records = self._records.get(correlation)
+        if records is not None:
+            if len(records) < SHORT and len(stored.value) <= SMALL:
+                records.append(stored)
+            else:
+                del self._records[correlation]
         if w.view.unclaimed:
             for receiver in w.view.unclaimed:
                 self.unclaimed.setdefault(receiver, {})[w.correlation] = None
@@ -161,7 +169,10 @@ class PartitionFold:
         """Return the workflow, thawed if it was frozen, new if nobody knows it."""
         w = self.find(correlation)
         if w is None:
-            w = self.recent.pop(correlation) or Workflow(correlation)
+            w = self.recent.pop(correlation)
+            if w is None:
+                w = Workflow(correlation)
+                self._records[correlation] = []
             self.live[correlation] = w
             self.stubs.discard(record_key(correlation))
         return w
@@ -190,8 +201,16 @@ class PartitionFold:
                 w.admit(r, stored.position, dict(listeners))
         self.entries.pop(correlation, None)
         self.live.pop(correlation, None)
+        self._records.pop(correlation, None)
         if w.last:
             self.recent.add(w)
+
+    def _fold_again(self, correlation: str, records: Sequence[Stored]) -> Workflow:
+        """Return the workflow of all its records; nobody else listens now than when they were folded."""
+        w = Workflow(correlation)
+        for stored in records:
+            w.admit(envelope(stored.value), stored.position, self.listeners)
+        return w
 
     def settle(self, w: Workflow) -> bool:
         """Keep only a stub of a workflow that is complete; True if it is. Call it after a batch was folded."""
@@ -199,7 +218,7 @@ class PartitionFold:
         if w.view.open or correlation not in self.live or not w.is_complete():
             return False
         del self.live[correlation]
-        self.recent.add(w)
+        self.recent.add(w, self._records.pop(correlation, None))
         self.recent.trim(RECENT)
         self.stubs.add(record_key(correlation), w.first, w.last)
         if w.first <= self.written:
@@ -210,6 +229,7 @@ class PartitionFold:
     def park(self, w: Workflow, *, idle: bool = True) -> None:
         """Keep a workflow as bytes; `idle`: nothing of it has to run until a record or a due time comes."""
         if self.live.pop(w.correlation, None) is not None:
+            self._records.pop(w.correlation, None)
             self.entries[w.correlation] = freeze(w, idle=idle)
             if idle:
                 self.changed.add(w.correlation)  # a checkpoint may say otherwise
@@ -225,6 +245,9 @@ class PartitionFold:
             if known is None or fact.epoch > known.epoch:
                 died = known is not None and not known.released
                 self.groups[fact.group] = Ownership(fact.epoch, position, fact.member, fact.pid, False, died)
+        if isinstance(fact, facts.Owner | facts.Retired):  # others may listen from here on
+            self._records.clear()
+            self.recent.forget_records()
         if isinstance(fact, facts.OwnerReleased):
             known = self.groups.get(fact.group)
             if known is not None and known.epoch == fact.epoch:

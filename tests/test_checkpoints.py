@@ -37,6 +37,7 @@ def test_a_checkpoint_and_the_tail_equal_the_fold_from_zero(go, seed, monkeypatc
     monkeypatch.setattr(recent_module, "OBJECTS", chance.choice([0, 1, 16]))
     if seed % 2:
         cut_small(monkeypatch)
+    monkeypatch.setattr(partition_module, "SHORT", random.Random(-seed).choice([0, 3, 8, 100]))
 
     async def main():
         log = RandomLog(seed, workflows=chance.choice([2, 6]))
@@ -69,6 +70,11 @@ def test_a_checkpoint_and_the_tail_equal_the_fold_from_zero(go, seed, monkeypatc
                     found = fold.live.get(n) or thaw(fold.entries[n])
                     assert bare(found) == bare(expected[n])
                     assert report(found) == report(expected[n])
+                for n in list(fold.recent) if chance.random() < 0.3 else ():
+                    found = fold.recent.get(n)
+                    assert found is not None
+                    assert bare(found) == bare(expected[n])
+                fold.recent.trim(partition_module.RECENT)
         for n, w in whole(log, records).items():
             assert verdicts.get(n, {}).items() <= w.verdicts.items()
 

@@ -1,39 +1,68 @@
-"""Workflows that completed lately: objects or bytes, they are found, and they are the same."""
+"""Workflows that completed lately: objects, records or bytes, they are found, and they are the same."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
 from hosting import opened, records, working
 from hypothesis import example, given, strategies as st
 
 from refold import Agent, AgentMessage, MessageBus
-from refold.bus import codec
-from refold.projections import recent as recent_module
+from refold.bus import codec, facts, kinds
+from refold.bus.broker import Stored
+from refold.bus.message import Work
+from refold.projections import partition as partition_module, recent as recent_module
 from refold.projections.frozen import encoded
+from refold.projections.partition import PartitionFold
 from refold.projections.recent import OBJECTS, Recent
 from refold.projections.workflow import Workflow
 
 
-def completed(name: str) -> Workflow:
-    """A workflow of one message, on which nobody works."""
+def folded(name: str, records: Sequence[Stored]) -> Workflow:
     w = Workflow(name)
-    hello = AgentMessage.request("nobody", name, correlation_id=name)
-    w.admit(codec.envelope(codec.encode(hello)), 1, {})
+    for s in records:
+        w.admit(codec.envelope(s.value), s.position, {})
     return w
 
 
+def hello(name: str) -> list[Stored]:
+    """The records of a workflow of one message, on which nobody works."""
+    return [Stored(1, name, codec.encode(AgentMessage.request("nobody", name, correlation_id=name)), 0.0)]
+
+
+def completed(name: str) -> Workflow:
+    return folded(name, hello(name))
+
+
 @given(
-    st.lists(st.tuples(st.sampled_from(["add", "get", "pop"]), st.integers(0, 40)), max_size=120),
+    st.lists(
+        st.tuples(st.sampled_from(["add", "add records", "get", "pop", "forget records"]), st.integers(0, 40)),
+        max_size=120,
+    ),
     st.sampled_from([0, 1, OBJECTS, 30]),
 )
 @example([("pop", 0)], 30)
+@example([*(("add records", n) for n in range(40)), ("get", 20), ("forget records", 0)], 30)
 def test_what_is_kept_is_what_was_used_last_and_equals_what_was_given(steps, limit):
-    recent, states, wanted = Recent(), dict[str, bytes](), dict[str, None]()
+    recent, states, wanted = Recent(folded), dict[str, bytes](), dict[str, None]()
+    by_records = set[str]()
     for what, n in [*(("add", n) for n in range(OBJECTS + 9)), *steps]:
         name = str(n)
-        if what == "add":
-            w = completed(name)
+        if what == "forget records":
+            before = set(recent)
+            recent.forget_records()
+            gone = before - set(recent)
+            assert not {c for c in gone if c not in by_records}
+            wanted = {c: None for c in wanted if c not in gone}
+        elif what.startswith("add"):
+            records = hello(name)
+            w = folded(name, records)
             states[name] = encoded(w)
-            recent.add(w)
+            recent.add(w, records if what == "add records" else None)
+            by_records.discard(name)
+            by_records.update([name] if what == "add records" else [])
             wanted[name] = wanted.pop(name, None)
         else:
             found = recent.get(name) if what == "get" else recent.pop(name)
@@ -46,13 +75,13 @@ def test_what_is_kept_is_what_was_used_last_and_equals_what_was_given(steps, lim
         kept = set(recent)
         assert len(kept) == min(limit, len(wanted))
         assert kept <= set(wanted)
-        if what == "add" and limit:
+        if what.startswith("add") and limit:
             assert name in kept, "the newest"
         wanted = {c: None for c in wanted if c in kept}
 
 
 def test_what_is_used_again_is_not_forgotten_before_what_was_not():
-    recent = Recent()
+    recent = Recent(folded)
     for n in range(OBJECTS + 2):
         recent.add(completed(str(n)))
         recent.trim(100)
@@ -62,8 +91,10 @@ def test_what_is_used_again_is_not_forgotten_before_what_was_not():
     assert "1" not in recent
 
 
-def test_a_workflow_that_completed_and_became_bytes_goes_on_as_if_nothing_had_happened(go, monkeypatch):
+@pytest.mark.parametrize("short", [0, 100])
+def test_a_workflow_that_completed_and_was_packed_goes_on_as_if_nothing_had_happened(go, monkeypatch, short):
     monkeypatch.setattr(recent_module, "OBJECTS", 0)
+    monkeypatch.setattr(partition_module, "SHORT", short)
     agent = Agent("echo")
     agent.on_task(lambda n: n)
 
@@ -81,3 +112,56 @@ def test_a_workflow_that_completed_and_became_bytes_goes_on_as_if_nothing_had_ha
             assert len(w.view.path) == len(await records(broker, "talk")) - 1, "the duplicate is not on the path"
 
     go(main())
+
+
+def test_what_waits_for_an_agent_that_nobody_hosts_is_kept_as_a_state_for_the_claim_is_no_record_of_the_workflow():
+    w = completed("w")
+    w.view.unclaimed["later"] = []
+    recent = Recent(folded)
+    recent.add(w, hello("w"))
+    for n in range(OBJECTS):
+        recent.add(completed(str(n)))
+    recent.trim(100)
+    found = recent.get("w")
+    assert found is not None
+    assert found.view.unclaimed == {"later": []}
+
+
+@pytest.mark.parametrize("ends", ["before the owner comes", "after it has come"])
+def test_who_listens_only_since_then_is_obliged_by_nothing_that_was_complete(monkeypatch, ends):
+    """The same records, folded again for a late message, would oblige it: so they are read from the log, with what the
+    partition says of who listened when."""
+    monkeypatch.setattr(recent_module, "OBJECTS", 0)
+    fold, written = PartitionFold(0, 1), list[Stored]()
+
+    def put(kind: str, key: str | None, **fields: Any) -> None:
+        fields = {"id": f"r{len(written)}", "sender_id": "ann", "receiver_id": "*"} | fields
+        m = AgentMessage(message_type=kind, correlation_id=key or "", timestamp=1.0, **fields)
+        written.append(Stored(len(written) + 1, key, codec.encode(m), 1.0))
+        r = fold.open_envelope(written[-1])
+        assert r is not None
+        for correlation in fold.missing(r):
+            fold.restore(correlation, [s for s in written[:-1] if s.key in (None, correlation)])
+        w = fold.fold(written[-1], r).workflow
+        if w is not None:
+            fold.settle(w)
+
+    def owner(epoch: int, agents: dict[str, tuple[str, ...]]) -> None:
+        put(kinds.OWNER, None, fact=facts.Owner(group=f"g{epoch}", epoch=epoch, agents=agents))
+
+    owner(1, {"worker": ()})
+    put("task_request", "w", id="ask", receiver_id="worker", asked=True)
+    put("remark", "w")
+    if ends == "after it has come":
+        owner(2, {"listener": ("remark",)})
+    put("task_response", "w", sender_id="worker", receiver_id="ann", in_reply_to="ask", generation=0,
+        work=Work(message="ask", done=True))  # fmt: skip
+    assert "w" not in fold.live
+    if ends == "before the owner comes":
+        assert "w" in fold.recent
+        owner(2, {"listener": ("remark",)})
+    put("status_update", "w", receiver_id="ann")
+    w = fold.find("w") or fold.recent.get("w")
+    assert w is not None
+    assert len(w.view.path) == 4
+    assert not w.view.open

@@ -279,7 +279,7 @@ class JetStreamListener:
         self.address = os.urandom(16).hex()
         self.hints: asyncio.Queue[bytes] = asyncio.Queue(1000)
 
-    async def hear(self, msg: Msg) -> None:
+    def hear(self, msg: Msg) -> None:
         """Take a message."""
         self.keep(msg.data)
 

@@ -105,7 +105,7 @@ class Keeper(PartitionKeeper):
         finally:
             await self._link.close()
 
-    async def _heard(self, msg: Msg) -> None:
+    def _heard(self, msg: Msg) -> None:
         if not msg.subject.endswith(f".{self.token}"):
             self._wake.set()
 

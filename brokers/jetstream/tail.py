@@ -103,7 +103,7 @@ class Tail:
         self._name, self._asked, self._taken, self._broken = f"refold-{os.urandom(8).hex()}", 0, 0, False
         inbox = self._link.client.new_inbox()
 
-        async def heard(msg: Msg) -> None:
+        def heard(msg: Msg) -> None:
             if self._hear(msg):
                 news()
 

@@ -199,8 +199,29 @@ IN_THE_FOLD = [
     wrong(
         "a completed workflow that goes on is found as it was before, too",
         RECENT,
-        "self._bytes.pop(correlation, None)) is not None",
-        "self._bytes.get(correlation)) is not None",
+        "        kept = self._packed.pop(correlation, None)\n",
+        "        kept = self._packed.get(correlation)\n",
+        "test_recent.py",
+    ),
+    wrong(
+        "records of a completed workflow are folded again although others listen by now",
+        PARTITION,
+        "            self.recent.forget_records()\n",
+        "",
+        "test_recent.py",
+    ),
+    wrong(
+        "records are kept of a workflow although more are to be folded by then",
+        PARTITION,
+        "            self._records.clear()\n",
+        "",
+        "test_recent.py",
+    ),
+    wrong(
+        "a workflow that somebody is to claim is kept as records, of which no claim is one",
+        RECENT,
+        "        if w.view.unclaimed:\n            records = None",
+        "        if False:\n            records = None",
         "test_recent.py",
     ),
     wrong(
