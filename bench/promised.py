@@ -12,7 +12,7 @@ import asyncio
 import contextlib
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from typing import Any
 
 import raw as hand
@@ -20,6 +20,27 @@ from rows.promises import PARTITIONS, Partitioned
 
 SLOTS = 64
 EPOCH = 7
+
+
+class News:
+    """What has been appended, for who reads it."""
+
+    def __init__(self) -> None:
+        self._news = asyncio.Event()
+        self._fresh: list[tuple[str, bytes]] = []
+
+    def offer(self, rows: Iterable[tuple[str, bytes]]) -> None:
+        """These are durable."""
+        self._fresh += rows
+        self._news.set()
+
+    async def take(self) -> list[tuple[str, bytes]]:
+        """Return what has been offered since the last time."""
+        while not self._fresh:
+            self._news.clear()
+            await self._news.wait()
+        fresh, self._fresh = self._fresh, []
+        return fresh
 
 
 class PromisedLog(Partitioned):
@@ -31,8 +52,8 @@ class PromisedLog(Partitioned):
         with contextlib.closing(hand.connect(path)) as db:
             db.execute("CREATE TABLE owners(partition INTEGER PRIMARY KEY, epoch INTEGER)")
             db.executemany("INSERT INTO owners VALUES (?, ?)", [(p, EPOCH) for p in range(PARTITIONS)])
-        self.news = asyncio.Event()
-        self._fresh: list[tuple[int, str, bytes]] = []
+        self.news = News()
+        self.take = self.news.take
         self._loop = asyncio.get_running_loop()
 
     def check(self, hashed: list[tuple[int, bytes]]) -> None:
@@ -41,11 +62,6 @@ class PromisedLog(Partitioned):
         if any(epochs[p] != EPOCH for p in range(PARTITIONS)):
             raise PermissionError("another worker owns it")
 
-    def _commit(self, rows: list[tuple[str, bytes]]) -> int:
-        count = super()._commit(rows)
-        self._loop.call_soon_threadsafe(self._offer, rows)
-        return count
-
     def place(self, key: str) -> int:
         from refold.bus.partition import partition_of
 
@@ -53,26 +69,19 @@ class PromisedLog(Partitioned):
         self._last[p] += 1
         return self._last[p]
 
-    def _offer(self, rows: list[tuple[str, bytes]]) -> None:
-        self._fresh += [(0, key, value) for key, value in rows]
-        self.news.set()
-
-    async def take(self) -> list[tuple[int, str, bytes]]:
-        """Return what has been committed since the last time."""
-        while not self._fresh:
-            self.news.clear()
-            await self.news.wait()
-        fresh, self._fresh = self._fresh, []
-        return fresh
+    def _commit(self, rows: list[tuple[str, bytes]]) -> int:
+        count = super()._commit(rows)
+        self._loop.call_soon_threadsafe(self.news.offer, rows)
+        return count
 
 
 class Promised:
     """A small engine: what admission says is open is handled, each in a task, and how it ended is appended."""
 
-    def __init__(self, log: PromisedLog, agents: dict[str, Callable[[Any], Awaitable[Any]]]) -> None:
+    def __init__(self, log: Any, handler: Callable[[Any], Awaitable[Any]]) -> None:
         from refold.projections.partition import PartitionFold
 
-        self.log, self.agents = log, agents
+        self.log, self.handler = log, handler
         self.folds = [PartitionFold(p, PARTITIONS) for p in range(PARTITIONS)]
         self._positions = [0] * PARTITIONS
         self._running: set[tuple[str, str, str]] = set()
@@ -91,18 +100,26 @@ class Promised:
         await self.log.append(r.correlation_id, rules.check(r))
         return await answer
 
-    async def run(self) -> None:
-        """Work until cancelled."""
+    @contextlib.asynccontextmanager
+    async def running(self) -> AsyncIterator[Callable[[], Awaitable[Any]]]:
+        """Yield what runs a workflow."""
+        task = asyncio.create_task(self._run())
+        try:
+            yield self.request
+        finally:
+            task.cancel()
+
+    async def _run(self) -> None:
         async with asyncio.TaskGroup() as tasks:
             while True:
                 self._take(await self.log.take(), tasks)
 
-    def _take(self, rows: list[tuple[int, str, bytes]], tasks: asyncio.TaskGroup) -> None:
+    def _take(self, rows: list[tuple[str, bytes]], tasks: asyncio.TaskGroup) -> None:
         from refold.bus.broker import Stored
         from refold.bus.partition import partition_of
 
         touched = {}
-        for _, key, value in rows:
+        for key, value in rows:
             p = partition_of(key, PARTITIONS)
             fold = self.folds[p]
             self._positions[p] += 1
@@ -143,7 +160,7 @@ class Promised:
 
         correlation, agent, message = key
         ask = codec.decode(self._raw.pop(message))
-        result = await self.agents[agent](ask.payload)
+        result = await self.handler(ask.payload)
         duty, stage = w.view.duty(agent, message), int(agent[5:])
         last = stage == hand.STAGES
         r = work_record(

@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any
 
 import beside
+import promised as limit
 import raw as hand
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
@@ -131,6 +132,57 @@ async def pipeline(space: str, handler: Any) -> AsyncIterator[Callable[[], Any]]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+
+
+class PromisedLog(limit.News):
+    """One topic; what is appended while a batch is on its way is the next one."""
+
+    def __init__(self, made: AIOKafkaProducer, topic: str) -> None:
+        super().__init__()
+        self._made, self._topic = made, topic
+        self._new: list[tuple[Row, asyncio.Future[None]]] = []
+        self._task: asyncio.Task[None] | None = None
+
+    async def append(self, key: str, value: bytes) -> None:
+        """Return when it is stored."""
+        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._new.append(((key, value), done))
+        if self._task is None or self._task.done():
+            self._task = asyncio.create_task(self._send())
+        await done
+
+    async def _send(self) -> None:
+        await asyncio.sleep(0)
+        while self._new:
+            new, self._new = self._new, []
+            await send(self._made, self._topic, [row for row, _ in new])
+            for _, done in new:
+                done.set_result(None)
+
+    async def read(self, consumer: AIOKafkaConsumer) -> None:
+        """Hand on what has been stored, until cancelled."""
+        while True:
+            found = await consumer.getmany(timeout_ms=1000)
+            self.offer([(m.key.decode(), m.value) for messages in found.values() for m in messages])
+
+
+@contextlib.asynccontextmanager
+async def promised(space: str, handler: Any) -> AsyncIterator[Callable[[], Any]]:
+    """Yield what runs a workflow through the small engine by hand (`bench/promised.py`)."""
+    await topics(space)
+    async with contextlib.AsyncExitStack() as stack:
+        log = PromisedLog(await stack.enter_async_context(producer()), space)
+        consumer = AIOKafkaConsumer(
+            bootstrap_servers=beside.bootstrap(), enable_auto_commit=False, fetch_max_wait_ms=10
+        )
+        await consumer.start()
+        stack.push_async_callback(consumer.stop)
+        consumer.assign([TopicPartition(space, 0)])
+        await consumer.seek_to_beginning(TopicPartition(space, 0))
+        reading = asyncio.create_task(log.read(consumer))
+        async with limit.Promised(log, handler).running() as request:
+            yield request
+        reading.cancel()
 
 
 async def filled(space: str, records: Sequence[Row]) -> None:

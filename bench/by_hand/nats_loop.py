@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import time
 import uuid
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -11,6 +12,7 @@ from typing import Any
 
 import beside
 import nats
+import promised as limit
 import raw as hand
 from nats.js import JetStreamContext
 from nats.js.api import AckPolicy, ConsumerConfig, StorageType, StreamConfig
@@ -94,6 +96,34 @@ async def pipeline(space: str, handler: Any, *, lockstep: bool = False) -> Async
         config = ConsumerConfig(ack_policy=AckPolicy.NONE)
         await js.subscribe(f"{space}.>", stream=space, cb=loop.heard, config=config, manual_ack=True, **UNLIMITED)
         yield loop.request
+
+
+class PromisedLog(limit.News):
+    """One stream, a subject for each workflow; the server takes nothing twice."""
+
+    def __init__(self, js: JetStreamContext, space: str) -> None:
+        super().__init__()
+        self._js, self._space = js, space
+        self._numbers = itertools.count()
+
+    async def append(self, key: str, value: bytes) -> None:
+        """Return when it is stored."""
+        headers = {"Nats-Msg-Id": str(next(self._numbers))}
+        await (await self._js.publish_async(f"{self._space}.{key}", value, headers=headers))
+
+    async def heard(self, msg: Any) -> None:
+        """A record has been stored."""
+        self.offer([(msg.subject.rpartition(".")[2], msg.data)])
+
+
+@contextlib.asynccontextmanager
+async def promised(space: str, handler: Any) -> AsyncIterator[Callable[[], Any]]:
+    """Yield what runs a workflow through the small engine by hand (`bench/promised.py`)."""
+    async with stream(space) as js:
+        log, config = PromisedLog(js, space), ConsumerConfig(ack_policy=AckPolicy.NONE)
+        await js.subscribe(f"{space}.>", stream=space, cb=log.heard, config=config, manual_ack=True, **UNLIMITED)
+        async with limit.Promised(log, handler).running() as request:
+            yield request
 
 
 async def filled(space: str, records: Sequence[tuple[str, bytes]]) -> None:

@@ -53,6 +53,7 @@ def row(kind: str) -> Row:
     """Return the row of a broker."""
     sides: dict[str, Side] = {
         "raw": side(lambda space: on(kind).pipeline(space, pipeline.nothing)),
+        "promised": side(lambda space: on(kind).promised(space, pipeline.nothing)),
         "refold": refold(kind),
         "faststream": side(lambda space: importlib.import_module("peers.faststream_pipeline").pipeline(kind, space)),
     }
@@ -62,7 +63,9 @@ def row(kind: str) -> Row:
         Figure("engine", "100 at once", "workflows/s", "ratio >= 0.6"),
         Figure("answers", "100 at once, a client waits for each answer", "workflows/s"),
         Figure("answers", "the same beside FastStream", "workflows/s", "ratio >= 1", base="faststream"),
+        Figure("answers", "the same beside a small engine by hand", "workflows/s", base="promised"),
         Figure("p50", "one at a time p50", "ms", "ratio <= 2", better="less"),
+        Figure("p50", "one at a time p50, beside the small engine", "ms", better="less", base="promised"),
         Figure("p50", "one at a time p50, beside FastStream", "ms", better="less", base="faststream"),
     ]
     if kind == "nats":

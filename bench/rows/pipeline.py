@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import time
 import uuid
@@ -126,14 +127,10 @@ def promised(folder: Path) -> dict[str, float]:
 
     async def main() -> float:
         log = limit.PromisedLog(str(folder / "raw.db"))
-        engine = limit.Promised(log, {f"stage{i}": nothing for i in range(1, hand.STAGES + 1)})
-        task = asyncio.create_task(engine.run())
-        try:
-            await flood(engine.request, 500, AT_ONCE)
-            return await flood(engine.request, WORKFLOWS, AT_ONCE)
-        finally:
-            task.cancel()
-            log.close()
+        with contextlib.closing(log):
+            async with limit.Promised(log, nothing).running() as request:
+                await flood(request, 500, AT_ONCE)
+                return await flood(request, WORKFLOWS, AT_ONCE)
 
     rate = asyncio.run(main())
     return {"engine": rate, "answers": rate}
