@@ -12,6 +12,7 @@ import msgspec
 from ..bus import codec, facts
 from ..bus.broker import Broker, Stored
 from ..bus.errors import ConfigError, InvalidMessage, LogTruncated, TryAgain
+from ..bus.values import is_plain
 from .checkpoint import changes, fold_records, restore, verify_anchor
 from .history import raw_of
 from .partition import Folded, PartitionFold
@@ -219,6 +220,8 @@ class Build:
 
     def _encoded(self, key: str, state: Any) -> bytes:
         """A state must come back from the store as it went in, or a restart would change what it means."""
+        if is_plain(state):
+            return msgspec.json.encode(state)
         path = f"$.{self.projection.name}[{key!r}]"
         raw = msgspec.json.encode(codec.to_json(state, path))
         back = msgspec.json.decode(raw)
