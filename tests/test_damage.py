@@ -12,7 +12,7 @@ import sqlite3
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +22,9 @@ from faults.logs import laid
 from faults.stage import staged
 from faults.writer import PARTITIONS, value_of
 
-from refold.brokers.sqlite import SqliteBroker
+from refold.brokers.sqlite import SqliteBroker, leases
 from refold.brokers.sqlite.appending import Tails
-from refold.bus.broker import LogSpec
+from refold.bus.broker import Item, LogSpec, Outgoing
 from refold.bus.errors import LogCorrupt, RefoldError
 
 Go = Callable[[Coroutine[Any, Any, Any]], Any]
@@ -214,3 +214,47 @@ def test_nothing_is_appended_behind_a_record_that_has_lost_its_time():
         tails.begin(db)  # what was begun before has not been committed: the file is read again
         with pytest.raises(LogCorrupt, match="newest record of partition 0 has no time"):
             tails.take(db, 0, 1, 5.0)
+
+
+class Stuck(sqlite3.Connection):
+    """A connection to a file so damaged that nothing can be rolled back."""
+
+    def execute(self, sql: str, *args: Any) -> sqlite3.Cursor:
+        if sql == "ROLLBACK":
+            raise sqlite3.OperationalError("the rollback failed")
+        return super().execute(sql, *args)
+
+
+@pytest.mark.parametrize("who", ["the writer", "the keeper of the leases"])
+def test_who_cannot_roll_back_does_not_keep_the_write_lock(
+    tmp_path: Path, go: Go, until: Callable[..., Awaitable[None]], monkeypatch: pytest.MonkeyPatch, who: str
+) -> None:
+    path, failed = tmp_path / "log.db", list[int]()
+    connect = sqlite3.connect
+
+    def fails(db: sqlite3.Connection, *_: object) -> bool:
+        failed.append(1)
+        raise ValueError("in the middle of a transaction")
+
+    def another_writes() -> None:
+        with contextlib.closing(connect(path, isolation_level=None, timeout=5)) as db:
+            db.execute("BEGIN IMMEDIATE")
+
+    async def main() -> None:
+        async with SqliteBroker(str(path)) as broker:
+            await broker.ensure_log()
+            monkeypatch.setattr(sqlite3, "connect", lambda *args, **given: connect(*args, factory=Stuck, **given))
+            if who == "the writer":
+                with pytest.raises(ValueError, match="in the middle"):
+                    await broker.writer.do(fails)
+                await asyncio.to_thread(another_writes)
+                await broker.append([Item(0, "k", (Outgoing("a", b"{}"),))])
+                return
+            async with broker.subscribe("g", "m", lease=0.4):
+                renew = leases.renew
+                monkeypatch.setattr(leases, "renew", fails)
+                await until(lambda: failed)
+                monkeypatch.setattr(leases, "renew", renew)
+                await asyncio.to_thread(another_writes)
+
+    go(main())

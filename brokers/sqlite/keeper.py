@@ -87,6 +87,9 @@ class Keeper(PartitionKeeper):
                 self._outage.over()
             except Exception as error:  # noqa: BLE001 - it is told, and tried again
                 self._failed(error)
+                if db is not None and db.in_transaction:  # it could not be rolled back: nobody else could write
+                    db.close()
+                    db = None
             self._wake.wait(pause)
             self._wake.clear()
         if db is not None:

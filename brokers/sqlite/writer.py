@@ -166,10 +166,10 @@ class Writer:
 
         try:
             results = transact(db, self._path, self._patience, run)
-        except (LogLocked, LogFull):
-            raise
-        except BrokerUnavailable:  # an error of the disk: whatever the connection believes of the file is forgotten
-            self._disconnect()
+        except BaseException as error:
+            of_the_disk = isinstance(error, BrokerUnavailable) and not isinstance(error, LogLocked | LogFull)
+            if of_the_disk or db.in_transaction:  # what it believes of the file is forgotten, and the lock let go
+                self._disconnect()
             raise
         after.append(self._committed({request.word for request in batch if request.word}))
         return results
