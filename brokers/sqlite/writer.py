@@ -8,7 +8,7 @@ import os
 import sqlite3
 from collections import deque
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from itertools import groupby
 from typing import Any, NamedTuple, TypeVar
 
@@ -16,6 +16,7 @@ from msgspec import Struct
 
 from ...bus.errors import BrokerUnavailable, LogFull, LogLocked, Overloaded, RefoldError
 from .connection import connect, same_file, same_process, transact, translated
+from .lane import Lane
 
 T = TypeVar("T")
 Job = Callable[[sqlite3.Connection], Any]
@@ -69,7 +70,7 @@ class Writer:
         self._pid = os.getpid()
         self._queue: deque[Request] = deque()
         self._queued = 0
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="refold-sqlite-writer")
+        self._lane = Lane("refold-sqlite-writer")
         self._db: sqlite3.Connection | None = None
         self._loop: asyncio.AbstractEventLoop
         self._idle = asyncio.Event()
@@ -109,7 +110,7 @@ class Writer:
 
     def _next(self) -> None:
         if self._queue:
-            self._thread.submit(self._work, self._next_batch())
+            self._lane.put(partial(self._work, self._next_batch()))
         else:
             self._idle.set()
 
@@ -186,6 +187,4 @@ class Writer:
         try:
             await self._idle.wait()
         finally:
-            closing = asyncio.get_running_loop().run_in_executor(self._thread, self._disconnect)
-            self._thread.shutdown(wait=False)
-            await closing
+            await self._lane.aclose(self._disconnect)
