@@ -180,6 +180,13 @@ async def administrate(address: Address, principal: str) -> None:
         await client.close()
 
 
+async def run_plan(address: Address, principal: str) -> None:
+    """Let Kafka's own tools do what the plan prints."""
+    text = plan.text(address, principal=principal)
+    done = await asyncio.to_thread(subprocess.run, ["sh", "-ec", text], capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr
+
+
 async def lets_in(url: str) -> bool:
     async with KafkaBroker(parse(url, {})) as broker:
         health = await broker.health()
@@ -188,7 +195,10 @@ async def lets_in(url: str) -> bool:
 
 @pytest.mark.skipif(os.environ.get("REFOLD_TESTS") != "thorough", reason="a server of its own: make test-all")
 @pytest.mark.timeout(300)
-def test_the_rights_of_the_plan_are_enough_and_without_them_the_error_names_the_plan(own_kafka, tmp_path, until):
+@pytest.mark.parametrize("by", ["the protocol", "Kafka's tools"])
+def test_the_rights_of_the_plan_are_enough_and_without_them_the_error_names_the_plan(own_kafka, tmp_path, until, by):
+    if by == "Kafka's tools" and not (shutil.which("kafka-topics") and shutil.which("kafka-acls")):
+        pytest.skip("kafka-topics and kafka-acls are not installed: the lines of the plan were not run by them")
     login = f'{LOGIN}.plain.PlainLoginModule required user_root="root" user_me="mine";'
     strict = {
         "authorizer.class.name": "org.apache.kafka.metadata.authorizer.StandardAuthorizer",
@@ -202,7 +212,10 @@ def test_the_rights_of_the_plan_are_enough_and_without_them_the_error_names_the_
             at, settings = server.addresses["PLAIN"][0], "partitions=1&replication=1"
             with pytest.raises(ConfigError, match="refold broker plan"):
                 await works(f"kafka://me:mine@{at}/secret?{settings}", patience=5.0)
-            await administrate(parse(f"kafka://root:root@{at}/shared?{settings}", {}), "User:me")
+            if by == "the protocol":
+                await administrate(parse(f"kafka://root:root@{at}/shared?{settings}", {}), "User:me")
+            else:
+                await run_plan(parse(f"kafka://{server.bootstrap}/shared?{settings}", {}), "User:me")
             shared = f"kafka://me:mine@{at}/shared?{settings}"
             await until(lambda: lets_in(shared))  # the rights are known a moment later
             await works(shared)
