@@ -19,6 +19,7 @@ from refold.brokers.jetstream.address import parse
 from refold.brokers.jetstream.connection import Link
 from refold.brokers.jetstream.frames import packed, unpacked
 from refold.brokers.jetstream.health import durability_of
+from refold.brokers.jetstream.reading import Reader
 from refold.bus.broker import Appended, Assigned, Batch, Conflict, Item, LogMeta, LogSpec, Lost, Outgoing, Stored
 from refold.bus.errors import (
     BrokerUnavailable,
@@ -30,6 +31,7 @@ from refold.bus.errors import (
     LogTruncated,
     TooLarge,
 )  # fmt: skip
+from refold.bus.partition import partition_of
 
 TWO = LogSpec(partitions=2)
 
@@ -567,6 +569,40 @@ def test_a_checkpoint_is_larger_than_a_message_and_what_it_no_longer_names_is_pu
             asked = {"subjects_filter": f"{broker.names.root}.checkpoint.>"}
             state = (await broker.link.api(f"STREAM.INFO.{broker.names.checkpoints}", asked))["state"]
             assert set(state["subjects"]) == named and len(named) <= 33
+
+    go(main())
+
+
+def test_a_workflow_is_never_read_past_a_record_that_came_while_its_partition_was_read(go, nats_address, monkeypatch):
+    """Its subject and the partition's own are read at two moments: an owner's record that is newer than the first of
+    these must not hide the answer that came between them."""
+    url = new_url(nats_address)
+
+    async def main():
+        async with opened(url) as broker:
+            partition = partition_of("w", 2)
+            await broker.append([item(partition, "w", "ask")])
+            of_key, read = Reader._of_key, asyncio.Event()
+
+            async def slowly(self, partition, key, after, limit):
+                if key is None:
+                    await read.wait()
+                found = await of_key(self, partition, key, after, limit)
+                if key == "w" and not read.is_set():
+                    await broker.append([item(partition, "w", "answer")])
+                    await broker.append_raw(partition, [(None, b"owner")])
+                    read.set()
+                return found
+
+            monkeypatch.setattr(Reader, "_of_key", slowly)
+            seen, after = [], 0
+            for _ in range(2):
+                page = await broker.read_workflow("w", after=after)
+                assert page.next is None
+                seen += page.records
+                after = page.records[-1].position
+            assert len(seen) == 3
+            assert seen[2].key is None
 
     go(main())
 

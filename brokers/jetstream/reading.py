@@ -173,12 +173,17 @@ class Reader:
         return Page(records, records[-1].position + 1 if more else None)
 
     async def workflow(self, partition: int, key: str, after: int, limit: int) -> Page:
-        """Return records of a workflow and its partition's own, with position > after."""
+        """Return records of a workflow and its partition's own, with position > after.
+
+        Two subjects are read at two moments, so nothing counts that is newer than both: who goes on behind the newest
+        record of one would never see what the other has had before it.
+        """
+        end = last_position(int((await self.state(self._names.stream(partition)))["state"]["last_seq"]))
         found = await asyncio.gather(*(self._of_key(partition, k, after, limit) for k in (key, None)))
         bound = min((records[-1].position for records, more in found if more), default=None)
-        within = (r for records, _ in found for r in records if bound is None or r.position <= bound)
-        merged = sorted(within, key=attrgetter("position"))
-        more = bound is not None or len(merged) > limit
+        top = end if bound is None else min(bound, end)
+        merged = sorted((r for records, _ in found for r in records if r.position <= top), key=attrgetter("position"))
+        more = (bound is not None and bound <= end) or len(merged) > limit
         return Page(merged[:limit], merged[:limit][-1].position if more else None)
 
     async def _of_key(self, partition: int, key: str | None, after: int, limit: int) -> tuple[list[Stored], bool]:
