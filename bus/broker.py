@@ -426,8 +426,8 @@ class Broker(Protocol):
         """Return records of the workflow, and its partition's own records, with position > after, in log order.
 
         Those of its own partition (`partition_of`): a stray elsewhere is not found. Sees all that was acknowledged
-        before the call. `next` of the page is what to pass as `after` for the next one; a page may be empty and yet
-        have a `next`.
+        before the call, and leaves out nothing below its newest record: who goes on behind that has seen all before it.
+        `next` of the page is what to pass as `after` for the next one; a page may be empty and yet have a `next`.
         """
         ...
 
