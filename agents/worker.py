@@ -115,7 +115,7 @@ class Worker:
         self._later_called = False
         self._warm: OrderedDict[tuple[Place, str], None] = OrderedDict()
         self._unsaved = 0
-        self._outages = defaultdict[str, Outage](lambda: Outage(self.clock.monotonic))
+        self._outages = defaultdict[str, dict[type[Exception], Outage]](dict)
 
     # ---- life --------------------------------------------------------------------------------------------------------
     async def run(self) -> int:
@@ -515,7 +515,8 @@ class Worker:
             return error
         except TryAgain as error:
             again = "" if self.draining else "; it will be tried again"
-            level = logging.WARNING if self._outages[what].is_news() else logging.DEBUG
+            outage = self._outages[what].setdefault(type(error), Outage(self.clock.monotonic))
+            level = logging.WARNING if outage.is_news() else logging.DEBUG
             log.log(level, "%s could not be written: %s%s", what, error, again)
             self.loop.call_later(1.0, self._ring)
             return error
@@ -523,7 +524,7 @@ class Worker:
             log.exception("%s failed; it will be tried again", what)
             self.loop.call_later(1.0, self._ring)
             return error
-        self._outages[what].over()
+        self._outages[what].clear()
         return None
 
     def _ring(self) -> None:

@@ -247,7 +247,7 @@ class PartitionFold:
                 self.groups[fact.group] = Ownership(fact.epoch, position, fact.member, fact.pid, False, died)
         if isinstance(fact, facts.Owner | facts.Retired):  # others may listen from here on
             self._records.clear()
-            self.recent.forget_records()
+            self.recent.listeners_change()
         if isinstance(fact, facts.OwnerReleased):
             known = self.groups.get(fact.group)
             if known is not None and known.epoch == fact.epoch:

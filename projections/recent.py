@@ -52,10 +52,12 @@ class Recent:
         while self._packed and len(self._packed) + len(self._objects) > limit:
             self._packed.popitem(last=False)
 
-    def forget_records(self) -> None:
-        """Others listen from now on: the same records would give other states. What is kept so is in the log."""
+    def listeners_change(self) -> None:
+        """Others listen from now on, so the same records would give other states: keep the states."""
         self._objects = OrderedDict((c, (w, None)) for c, (w, _) in self._objects.items())
-        self._packed = OrderedDict((c, kept) for c, kept in self._packed.items() if isinstance(kept, bytes))
+        for correlation, kept in self._packed.items():
+            if not isinstance(kept, bytes):
+                self._packed[correlation] = encoded(self._fold_again(correlation, kept))
 
     def get(self, correlation: str) -> Workflow | None:
         """Return the workflow, to be looked at. One that was packed is an object again, until `trim`."""

@@ -41,6 +41,7 @@ def rows(db: sqlite3.Connection, group: str = "g") -> dict[int, Lease]:
         "UPDATE members SET counter = 'many'", "UPDATE members SET token = x'00'", "UPDATE members SET wanted = 'a b'",
         "UPDATE members SET wanted = 7.5", "UPDATE members SET started = 'noon'", "UPDATE leases SET epoch = 'last'",
         "UPDATE leases SET owner = x'80'", "UPDATE leases SET epoch = 1.5",
+        "UPDATE leases SET released = 'x'", "UPDATE leases SET released = 7", "UPDATE members SET wanted = x'3031'",
     ],
 )  # fmt: skip
 def test_damage_that_changes_what_a_row_is_made_of_is_told_as_damage(db, damage):

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 from collections.abc import Sequence
 from typing import Any
 
 import pytest
-from hosting import opened, records, working
+from hosting import kinds_of, opened, records, working
 from hypothesis import example, given, strategies as st
 
 from refold import Agent, AgentMessage, MessageBus
@@ -38,31 +40,24 @@ def completed(name: str) -> Workflow:
 
 @given(
     st.lists(
-        st.tuples(st.sampled_from(["add", "add records", "get", "pop", "forget records"]), st.integers(0, 40)),
+        st.tuples(st.sampled_from(["add", "add records", "get", "pop", "listeners change"]), st.integers(0, 40)),
         max_size=120,
     ),
     st.sampled_from([0, 1, OBJECTS, 30]),
 )
 @example([("pop", 0)], 30)
-@example([*(("add records", n) for n in range(40)), ("get", 20), ("forget records", 0)], 30)
+@example([*(("add records", n) for n in range(40)), ("get", 20), ("listeners change", 0)], 30)
 def test_what_is_kept_is_what_was_used_last_and_equals_what_was_given(steps, limit):
     recent, states, wanted = Recent(folded), dict[str, bytes](), dict[str, None]()
-    by_records = set[str]()
     for what, n in [*(("add", n) for n in range(OBJECTS + 9)), *steps]:
         name = str(n)
-        if what == "forget records":
-            before = set(recent)
-            recent.forget_records()
-            gone = before - set(recent)
-            assert not {c for c in gone if c not in by_records}
-            wanted = {c: None for c in wanted if c not in gone}
+        if what == "listeners change":
+            recent.listeners_change()
         elif what.startswith("add"):
             records = hello(name)
             w = folded(name, records)
             states[name] = encoded(w)
             recent.add(w, records if what == "add records" else None)
-            by_records.discard(name)
-            by_records.update([name] if what == "add records" else [])
             wanted[name] = wanted.pop(name, None)
         else:
             found = recent.get(name) if what == "get" else recent.pop(name)
@@ -129,8 +124,7 @@ def test_what_waits_for_an_agent_that_nobody_hosts_is_kept_as_a_state_for_the_cl
 
 @pytest.mark.parametrize("ends", ["before the owner comes", "after it has come"])
 def test_who_listens_only_since_then_is_obliged_by_nothing_that_was_complete(monkeypatch, ends):
-    """The same records, folded again for a late message, would oblige it: so they are read from the log, with what the
-    partition says of who listened when."""
+    """The same records, folded again for a late message when it listens, would oblige it."""
     monkeypatch.setattr(recent_module, "OBJECTS", 0)
     fold, written = PartitionFold(0, 1), list[Stored]()
 
@@ -165,3 +159,51 @@ def test_who_listens_only_since_then_is_obliged_by_nothing_that_was_complete(mon
     assert w is not None
     assert len(w.view.path) == 4
     assert not w.view.open
+
+
+@pytest.mark.parametrize("short", [0, 100])
+def test_a_call_that_outlives_its_cancelled_workflow_is_recorded_although_others_own_and_many_complete(
+    go, until, monkeypatch, short
+):
+    monkeypatch.setattr(partition_module, "SHORT", short)
+    gate, begun = asyncio.Event(), asyncio.Event()
+    pay, echo = Agent("pay"), Agent("echo")
+    echo.on_task(lambda n: n)
+
+    async def charge() -> str:
+        begun.set()
+        while not gate.is_set():  # it finishes what it has begun
+            with contextlib.suppress(asyncio.CancelledError):
+                await gate.wait()
+        return "charged"
+
+    @pay.on_task
+    async def task(ctx, n: int) -> str:
+        return await ctx.effect("charge", charge)
+
+    async def main():
+        broker = await opened()
+        async with MessageBus.open(broker) as bus, working(broker, pay, echo) as worker:
+            try:
+                assert await bus.request("echo", 0) == 0
+                money = await bus.start("pay", 1, id="money")
+                await begun.wait()
+                await money.cancel("stop")
+                fold = worker.places[0].fold
+                await until(lambda: "money" not in fold.live)
+                for n in range(OBJECTS + 4):
+                    assert await bus.request("echo", n) == n
+                other = facts.Owner(group="other", epoch=1, agents={"third": ("task_request",)})
+                owner = AgentMessage(
+                    sender_id="x", receiver_id="*", message_type=kinds.OWNER, correlation_id="", fact=other
+                )
+                await broker.append_raw(0, [(None, codec.encode(owner))])
+                await until(lambda: "other" in fold.groups)
+            finally:
+                gate.set()
+            await until(lambda: found(broker))
+
+    async def found(broker) -> bool:
+        return kinds.EFFECT_COMPLETED in await kinds_of(broker, "money")
+
+    go(main())

@@ -9,6 +9,8 @@ from msgspec import ValidationError, convert
 from ..shares import Lease, Peer, View, Wanted
 from .connection import Damaged
 
+_BOOL = {0: False, 1: True}
+
 
 def read(db: sqlite3.Connection, group: str) -> View:
     """Return the rows of a group. Raises Damaged where a value is of another type than what is written."""
@@ -18,13 +20,13 @@ def read(db: sqlite3.Connection, group: str) -> View:
     leases = db.execute("SELECT partition, epoch, owner, released FROM leases WHERE grp=?", (group,)).fetchall()
     try:
         peers = [convert((*row[:6], _from_text(row[6])), Peer) for row in members]
-        return View({row[0]: convert((*row[:3], bool(row[3])), Lease) for row in leases}, peers)
-    except (ValidationError, ValueError, AttributeError) as error:
+        return View({row[0]: convert((*row[:3], _BOOL[row[3]]), Lease) for row in leases}, peers)
+    except (ValidationError, ValueError, TypeError, KeyError) as error:
         raise Damaged(f"who is a member, or owns what, is not what was written: {error}") from error
 
 
 def _from_text(wanted: str | None) -> Wanted:
-    return None if wanted is None else frozenset(map(int, wanted.split()))
+    return None if wanted is None else frozenset(map(int, str.split(wanted)))
 
 
 def write_peer(db: sqlite3.Connection, group: str, peer: Peer) -> None:

@@ -206,7 +206,7 @@ IN_THE_FOLD = [
     wrong(
         "records of a completed workflow are folded again although others listen by now",
         PARTITION,
-        "            self.recent.forget_records()\n",
+        "            self.recent.listeners_change()\n",
         "",
         "test_recent.py",
     ),
