@@ -104,7 +104,13 @@ class Tail:
         inbox = self._link.client.new_inbox()
 
         def heard(msg: Msg) -> None:
-            if self._hear(msg):
+            try:
+                fresh = self._hear(msg)
+            except Exception:  # told by the client; the next consumer begins with this message
+                self._broken = True
+                self._heard.set()
+                raise
+            if fresh:
                 news()
 
         self._inbox = await self._link.listen(inbox, heard)
@@ -169,10 +175,9 @@ class Tail:
         self._taken = delivered
         if sequence < self._sequence:
             return False
+        key = key_of(msg.subject.split(".", 3)[3])
+        records = unpacked(sequence, key, msg.data, msg.headers, at / 1e9)
         self._sequence = sequence + 1
         self._appender.seen(self.partition, sequence)
-        key = key_of(msg.subject.split(".", 3)[3])
-        for record in unpacked(sequence, key, msg.data, msg.headers, at / 1e9):
-            if record.position >= self.next:
-                self.buffer.append(record)
+        self.buffer.extend(record for record in records if record.position >= self.next)
         return True
